@@ -1,0 +1,145 @@
+"""The vendors' door bell: `POST /callbacks/{vendor}/{token}`, a plain ASGI function in front of the router.
+
+Answers 200 once the callback is durable, for news, duplicates and stale facts alike. What cannot be understood is durable
+too (in quarantine, and the vendor is asked at once) before it gets its 400 or 422. No slow work happens here.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import msgspec
+from redis import RedisError
+from starlette.types import Receive, Scope, Send
+
+from service import logs
+from service.deployment import Deployment
+from service.jobs.tokens import SHARED
+from service.jobs.tracker import CommitFailed, Recorded
+from service.model import Observation, Problem, Source
+from service.vendors import VENDORS
+from service.vendors.base import unreadable
+
+PREFIX: Final = "/callbacks/"
+
+_log = logs.get("callbacks")
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    status: int
+    body: bytes
+    media_type: bytes = b"application/problem+json"
+    retry_after: bytes | None = None
+
+
+def _problem(status: int, title: str, detail: str, **more: bytes) -> _Answer:
+    body = msgspec.json.encode({"type": "about:blank", "title": title, "status": status, "detail": detail})
+    return _Answer(status, body, **more)
+
+
+_RECEIVED: Final = _Answer(200, b'{"received":true}', b"application/json")
+_NOT_FOUND: Final = _problem(404, "Not Found", "no such callback URL")
+_NOT_POST: Final = _problem(405, "Method Not Allowed", "callbacks are sent by POST")
+_TOO_LARGE: Final = _problem(
+    413, "Content Too Large", "the callback is larger than this service takes; the vendor is asked instead"
+)
+_NOT_JSON: Final = _problem(400, "Bad Request", "the callback is not JSON; it is kept, and the vendor is asked")
+_NOT_UNDERSTOOD: Final = _problem(
+    422, "Unprocessable Content", "the callback was not understood; it is kept, and the vendor is asked"
+)
+_UNAVAILABLE: Final = _problem(503, "Service Unavailable", "the callback was not kept; send it again", retry_after=b"5")
+
+
+class Disconnected(Exception):
+    """The sender went away before its body was complete."""
+
+
+class Callbacks:
+    """Receives every vendor's callbacks."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._tracker = deployment.tracker
+        self._tokens = deployment.tokens
+        self._limit = deployment.settings.max_callback_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        slug, _, token = scope["path"][len(PREFIX) :].partition("/")
+        subject = self._tokens.verify(slug, token)  # before anything else is looked at: every wrong URL takes as long
+        line: dict[str, object] = {}
+        if subject is None or slug not in VENDORS:
+            answer = _NOT_FOUND  # and the body is never read
+        else:
+            line = {"vendor": slug, "job_id": None if subject == SHARED else subject}
+            try:
+                answer = _NOT_POST if scope["method"] != "POST" else await self._take(slug, subject, receive, line)
+            except Disconnected:
+                _log.info("callback cut short", **line)
+                return
+        await _reply(send, answer)
+        level = _log.info if answer.status == 200 else _log.warning
+        level("callback", http_status=answer.status, ms=round((time.perf_counter() - began) * 1000, 1), **line)
+
+    async def _take(self, slug: str, subject: str, receive: Receive, line: dict[str, object]) -> _Answer:
+        body = await _read(receive, self._limit)
+        if body is None:
+            seen, body = unreadable(Source.CALLBACK, Problem.TOO_LARGE, f"larger than {self._limit} bytes"), b""
+        else:
+            seen = VENDORS[slug].read_callback(body)
+        if subject == SHARED and seen.vendor_job_id is None and seen.problem is None:
+            seen = unreadable(Source.CALLBACK, Problem.NO_JOB_ID, "came by the vendor's shared URL and names no job")
+        try:
+            recorded = await self._record(slug, subject, seen, body)
+            if recorded.outcome in ("other_job", "taken"):
+                detail = f"names the vendor's job {seen.vendor_job_id!r}, which is not the one behind this URL"
+                seen = unreadable(Source.CALLBACK, Problem.OTHER_JOB, detail)
+                recorded = await self._record(slug, subject, seen, body)
+        except (RedisError, CommitFailed, OSError) as error:
+            line |= {"error": f"{type(error).__name__}: {error}"[:300]}
+            return _UNAVAILABLE
+        line |= {"bytes": len(body), "outcome": recorded.outcome, "status": seen.status, "problem": seen.problem}
+        line["job_id"] = recorded.job_id or line["job_id"]
+        return _answer(seen, recorded)
+
+    async def _record(self, slug: str, subject: str, seen: Observation, body: bytes) -> Recorded:
+        shared = subject == SHARED
+        return await self._tracker.record(
+            seen,
+            vendor=slug,
+            job_id=None if shared else subject,
+            raw=body,
+            weak_path=shared,
+            quarantine=(subject, body) if seen.problem and body else None,
+        )
+
+
+def _answer(seen: Observation, recorded: Recorded) -> _Answer:
+    if recorded.outcome == "unknown_job":
+        return _NOT_FOUND
+    if seen.problem is None:
+        return _RECEIVED
+    return {Problem.BAD_JSON: _NOT_JSON, Problem.TOO_LARGE: _TOO_LARGE}.get(seen.problem, _NOT_UNDERSTOOD)
+
+
+async def _read(receive: Receive, limit: int) -> bytes | None:
+    """The body, counted as it arrives (a chunked one announces no length); None where it is larger than `limit`."""
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        body += message.get("body", b"")
+        if len(body) > limit:
+            return None
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+async def _reply(send: Send, answer: _Answer) -> None:
+    headers = [(b"content-type", answer.media_type), (b"content-length", b"%d" % len(answer.body))]
+    if answer.retry_after:
+        headers.append((b"retry-after", answer.retry_after))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

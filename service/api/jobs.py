@@ -1,0 +1,239 @@
+"""`/v1/jobs`: track, read, list, attach the vendor's id, refresh; timelines and outputs."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from service.api.problems import ApiError, FieldError, decode_body, read_body, read_query
+from service.deployment import Deployment
+from service.jobs.tracker import Recorded
+from service.model import Archive, Job, Observation, Source, Status, new_id
+from service.storage import content_type
+from service.vendors import VENDORS
+
+MAX_METADATA: Final = 16 * 1024
+
+VendorJobId = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^\S+$")]
+
+_JOB_ID: Final = re.compile(r"job_[0-9a-v]{24}")
+_FILTERS: Final[dict[str, re.Pattern[str] | frozenset[str]]] = {
+    "vendor": frozenset(VENDORS),
+    "status": frozenset(status.value for status in Status),
+    "archive": frozenset(archive.value for archive in Archive),
+    "vendor_job_id": re.compile(r"\S{1,200}"),
+    "limit": re.compile(r"[1-9][0-9]?|100"),
+    "cursor": _JOB_ID,
+}
+
+
+class TrackRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that somebody else submits, or has submitted."""
+
+    vendor: str
+    vendor_job_id: VendorJobId | None = None
+    model: str | None = None
+    metadata: dict[str, object] = {}
+
+
+class AttachRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What became known about a tracked job."""
+
+    vendor_job_id: VendorJobId | None = None
+    metadata: dict[str, object] | None = None
+
+
+def routes(deployment: Deployment) -> list[Route]:
+    jobs = _Jobs(deployment)
+    return [
+        Route("/jobs", jobs.track, methods=["POST"]),
+        Route("/jobs", jobs.list_, methods=["GET"]),
+        Route("/jobs/{id}", jobs.read, methods=["GET"]),
+        Route("/jobs/{id}", jobs.attach, methods=["PATCH"]),
+        Route("/jobs/{id}/timeline", jobs.timeline, methods=["GET"]),
+        Route("/jobs/{id}/outputs/{number:int}", jobs.output, methods=["GET"]),
+        Route("/jobs/{id}/refresh", jobs.refresh, methods=["POST"]),
+    ]
+
+
+class _Jobs:
+    def __init__(self, deployment: Deployment) -> None:
+        self._store = deployment.store
+        self._tracker = deployment.tracker
+        self._tokens = deployment.tokens
+        self._storage = deployment.storage
+        self._accounts = deployment.settings.accounts
+
+    async def track(self, request: Request) -> Response:
+        body = await read_body(request)
+        wanted = decode_body(body, TrackRequest)
+        _check(wanted.vendor, wanted.metadata)
+        job_id = new_id("job", await self._store.now_ms())
+        recorded = await self._tracker.record(
+            Observation(
+                source=Source.SUBMIT,
+                status=Status.QUEUED if wanted.vendor_job_id else None,
+                vendor_job_id=wanted.vendor_job_id,
+                model=wanted.model,
+                metadata=wanted.metadata,
+                detail=self._not_polled(wanted.vendor),
+            ),
+            vendor=wanted.vendor,
+            job_id=job_id,
+            create=True,
+            idempotency=_idempotency(request, body),
+        )
+        if recorded.outcome == "conflict":
+            raise ApiError(409, "this Idempotency-Key was used with another body", job_id=recorded.job_id)
+        _refuse_taken(recorded, wanted.vendor_job_id)
+        return await self._answer(recorded.job_id, 201, with_callback_url=True)
+
+    async def list_(self, request: Request) -> Response:
+        query = read_query(request, _FILTERS)
+        limit = int(query.get("limit", "20"))
+        if vendor_job_id := query.get("vendor_job_id"):
+            rows = await self._by_vendor_job_id(vendor_job_id, query)
+        else:
+            names = ("vendor", "status", "archive")
+            rows = await self._store.jobs_json(limit, query.get("cursor", ""), *(query.get(name, "") for name in names))
+        more = len(rows) > limit
+        last = msgspec.json.decode(rows[limit - 1], type=Job).id if more else None
+        return _json(b'{"data":[' + b",".join(rows[:limit]) + b'],"next_cursor":' + msgspec.json.encode(last) + b"}")
+
+    async def _by_vendor_job_id(self, vendor_job_id: str, query: dict[str, str]) -> list[bytes]:
+        """Vendors choose their ids without asking each other, so there may be one job for each."""
+        found = []
+        for vendor in [query["vendor"]] if "vendor" in query else VENDORS:
+            job_id = await self._store.find(vendor, vendor_job_id)
+            row = await self._store.job_json(job_id) if job_id else None
+            job = msgspec.json.decode(row, type=Job) if row else None
+            if (
+                row
+                and job
+                and all(
+                    query.get(name, value) == value
+                    for name, value in (("status", job.status), ("archive", job.archive))
+                )
+            ):
+                found.append(row)
+        return found
+
+    async def read(self, request: Request) -> Response:
+        return await self._answer(request.path_params["id"], 200)
+
+    async def attach(self, request: Request) -> Response:
+        wanted = decode_body(await read_body(request), AttachRequest)
+        for _ in range(5):  # two callers may add metadata at the same time
+            job = await self._job(request)
+            merged = None if wanted.metadata is None else job.metadata | wanted.metadata
+            _check(job.vendor, merged or {})
+            recorded = await self._tracker.record(
+                Observation(
+                    source=Source.SUBMIT if wanted.vendor_job_id else Source.OPERATOR,
+                    status=Status.QUEUED if wanted.vendor_job_id else None,
+                    vendor_job_id=wanted.vendor_job_id,
+                    metadata=merged,
+                ),
+                vendor=job.vendor,
+                job_id=job.id,
+                expect={} if merged is None else {"metadata": job.metadata},
+            )
+            if recorded.outcome == "other_job":
+                raise ApiError(409, f"the job already has the vendor_job_id {job.vendor_job_id!r}")
+            _refuse_taken(recorded, wanted.vendor_job_id)
+            if recorded.outcome != "changed":
+                return await self._answer(job.id, 200)
+        raise ApiError(409, "the job's metadata is being changed by others; try again")
+
+    async def timeline(self, request: Request) -> Response:
+        job = await self._job(request)
+        return _json(b'{"data":[' + b",".join(await self._store.timeline_json(job.id)) + b"]}")
+
+    async def output(self, request: Request) -> Response:
+        job = await self._job(request)
+        number = request.path_params["number"]
+        stored = job.outputs[number].stored if number < len(job.outputs) else None
+        if stored is None:
+            raise ApiError(404, f"the job has no stored output {number}; its archive is {job.archive.value!r}")
+        path = self._storage.path(stored.key)
+        if path is None:
+            return RedirectResponse(await self._storage.signed_url(stored.key), 302, {"Cache-Control": "no-store"})
+        if not path.is_file():
+            raise ApiError(404, "the stored file is gone from storage")
+        headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
+        return FileResponse(
+            path, media_type=content_type(stored.key), filename=f"{job.id}-{path.name}", headers=headers
+        )
+
+    async def refresh(self, request: Request) -> Response:
+        job = await self._job(request)
+        why = "its vendor_job_id is not known" if job.vendor_job_id is None else self._not_polled(job.vendor)
+        if why:
+            raise ApiError(409, f"the vendor cannot be asked about this job: {why}")
+        failed = job.archive is Archive.FAILED
+        await self._tracker.record(
+            Observation(
+                source=Source.OPERATOR,
+                archive=Archive.WAITING if failed else None,
+                detail="asked to look again" + (" and to store the outputs" if failed else ""),
+            ),
+            vendor=job.vendor,
+            job_id=job.id,
+            poll_now=True,
+        )
+        return await self._answer(job.id, 202)
+
+    async def _job(self, request: Request) -> Job:
+        return msgspec.json.decode(await self._row(request.path_params["id"]), type=Job)
+
+    async def _row(self, job_id: str) -> bytes:
+        row = await self._store.job_json(job_id) if _JOB_ID.fullmatch(job_id) else None
+        if row is None:
+            raise ApiError(404, f"there is no job {job_id[:40]!r}")
+        return row
+
+    async def _answer(self, job_id: str, status: int, *, with_callback_url: bool = False) -> Response:
+        row = await self._row(job_id)
+        if not with_callback_url:
+            return _json(row, status)
+        url = self._tokens.url(msgspec.json.decode(row, type=Job).vendor, job_id)
+        row = row[:-1] + b',"callback_url":' + msgspec.json.encode(url) + b"}"
+        return _json(row, status, {"Location": f"/v1/jobs/{job_id}", "Cache-Control": "no-store"})
+
+    def _not_polled(self, vendor: str) -> str | None:
+        account = self._accounts[vendor]
+        return None if account.complete else f"not polled: {vendor} has no credentials; set {account.wanted}"
+
+
+def _check(vendor: str, metadata: dict[str, object]) -> None:
+    errors = []
+    if vendor not in VENDORS:
+        errors.append(FieldError("vendor", f"must be one of {', '.join(sorted(VENDORS))}"))
+    if len(msgspec.json.encode(metadata)) > MAX_METADATA:
+        errors.append(FieldError("metadata", f"may have {MAX_METADATA} bytes of JSON"))
+    if errors:
+        raise ApiError(422, "the request has fields that cannot be used", errors)
+
+
+def _idempotency(request: Request, body: bytes) -> tuple[str, bytes] | None:
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= 255:
+        raise ApiError(400, "Idempotency-Key may have 1 to 255 characters")
+    return f"{request.state.key_name}:{key}", body
+
+
+def _refuse_taken(recorded: Recorded, vendor_job_id: str | None) -> None:
+    if recorded.outcome == "taken":
+        detail = f"the vendor's job {vendor_job_id!r} is tracked as {recorded.job_id}"
+        raise ApiError(409, detail, [FieldError("vendor_job_id", detail)], job_id=recorded.job_id)
+
+
+def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, headers, media_type="application/json")

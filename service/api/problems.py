@@ -1,0 +1,144 @@
+"""Errors as `application/problem+json` (RFC 9457), and the readers of requests that raise them.
+
+Every bad field of a request is named at once, with what would be right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final, TypeVar
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+#: Bytes of a request to the API. Callbacks have a limit of their own.
+MAX_BODY: Final = 2**20
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    field: str
+    detail: str
+
+
+class ApiError(Exception):
+    """A request that gets a problem for an answer."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        errors: list[FieldError] | None = None,
+        headers: Mapping[str, str] | None = None,
+        **more: str,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.errors = errors
+        self.headers = headers
+        self.more = more
+
+
+def problem_response(error: ApiError) -> Response:
+    title = HTTPStatus(error.status).phrase
+    body: dict[str, object] = {"type": "about:blank", "title": title, "status": error.status, "detail": error.detail}
+    if error.errors is not None:
+        body["errors"] = error.errors
+    return Response(
+        msgspec.json.encode(body | error.more),
+        error.status,
+        error.headers,
+        media_type="application/problem+json",
+    )
+
+
+async def on_api_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return problem_response(error)
+
+
+async def on_http_exception(_request: Request, error: Exception) -> Response:
+    """Starlette's own refusals (no such route, wrong method) in the same form."""
+    assert isinstance(error, HTTPException)
+    return problem_response(ApiError(error.status_code, error.detail, headers=error.headers))
+
+
+async def on_store_down(_request: Request, _error: Exception) -> Response:
+    """Redis did not answer or would not write: nothing was promised, the caller should come again."""
+    return problem_response(unavailable())
+
+
+async def on_bug(_request: Request, _error: Exception) -> Response:
+    return problem_response(ApiError(500, "an error of ours; it is in the log"))
+
+
+def unavailable() -> ApiError:
+    return ApiError(503, "the store cannot be written right now; try again", headers={"Retry-After": "5"})
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, counted as it arrives."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise ApiError(413, f"the body is larger than {MAX_BODY} bytes")
+    return bytes(body)
+
+
+def decode_body(body: bytes, type_: type[T]) -> T:
+    """The body as `type_`.
+
+    Raises:
+        ApiError: 400 where it is not a JSON object, 422 with every field that is missing, unknown or of the wrong type.
+    """
+    try:
+        given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        raise ApiError(400, "the body must be a JSON object") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise ApiError(400, "the body is not JSON") from None
+    fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
+    errors = [FieldError(name, f"unknown field; known are {', '.join(fields)}") for name in given if name not in fields]
+    values: dict[str, object] = {}
+    for name, field in fields.items():
+        if name in given:
+            try:
+                values[field.name] = msgspec.json.decode(given[name], type=field.type)
+            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+                errors.append(FieldError(name, _lower(str(error))))
+        elif field.required:
+            errors.append(FieldError(name, "is required"))
+    if errors:
+        raise ApiError(422, "the request has fields that cannot be used", errors)
+    return type_(**values)
+
+
+def read_query(request: Request, known: Mapping[str, re.Pattern[str] | frozenset[str]]) -> dict[str, str]:
+    """The query's parameters, each of which must match its pattern or be one of its words.
+
+    Raises:
+        ApiError: 422 with every parameter that is unknown or does not match.
+    """
+    errors = []
+    for name, value in request.query_params.multi_items():
+        rule = known.get(name)
+        if rule is None:
+            errors.append(FieldError(name, f"unknown parameter; known are {', '.join(known)}"))
+        elif isinstance(rule, frozenset) and value not in rule:
+            errors.append(FieldError(name, f"must be one of {', '.join(sorted(rule))}"))
+        elif isinstance(rule, re.Pattern) and not rule.fullmatch(value):
+            errors.append(FieldError(name, f"must match {rule.pattern}"))
+    if errors:
+        raise ApiError(422, "the query has parameters that cannot be used", errors)
+    return dict(request.query_params)
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

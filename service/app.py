@@ -1,0 +1,60 @@
+"""The web process: receives callbacks and knows about jobs. It calls no vendor, no link and no subscriber."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis import RedisError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api import callbacks, health, jobs, quarantine
+from service.api.auth import BearerKeys
+from service.api.problems import ApiError, on_api_error, on_bug, on_http_exception, on_store_down
+from service.deployment import Deployment, configured
+from service.jobs.tracker import CommitFailed
+from service.settings import Settings
+
+
+def create_app(settings: Settings | None = None) -> ASGIApp:
+    """The ASGI application; without `settings`, from the environment."""
+    deployment = Deployment(settings or configured())
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        await deployment.close()
+
+    api = Mount(
+        "/v1",
+        routes=[*jobs.routes(deployment), *quarantine.routes(deployment)],
+        middleware=[Middleware(BearerKeys, api_keys=deployment.settings.api_keys)],
+    )
+    router = Starlette(
+        routes=[*health.routes(deployment), api],
+        lifespan=lifespan,
+        exception_handlers={
+            ApiError: on_api_error,
+            HTTPException: on_http_exception,
+            RedisError: on_store_down,
+            CommitFailed: on_store_down,
+            Exception: on_bug,
+        },
+    )
+    return _InFront(callbacks.Callbacks(deployment), router)
+
+
+class _InFront:
+    """Callbacks take the short way, past the router and its middleware."""
+
+    def __init__(self, callbacks_: ASGIApp, router: ASGIApp) -> None:
+        self._callbacks = callbacks_
+        self._router = router
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        short = scope["type"] == "http" and scope["path"].startswith(callbacks.PREFIX)
+        await (self._callbacks if short else self._router)(scope, receive, send)

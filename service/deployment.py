@@ -1,0 +1,64 @@
+"""What every process of a deployment is made of: its settings, its Redis, its door. Opened once, closed once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.asyncio import Redis
+
+from service import logs
+from service.jobs.store import Ask, Store, connect
+from service.jobs.tokens import Tokens, redact
+from service.jobs.tracker import Tracker
+from service.settings import Settings, SettingsError, load
+from service.storage import Storage
+from service.vendors import VENDORS
+
+
+class Deployment:
+    """The parts, wired. Needs a running event loop only when they are used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.redis: Redis = connect(settings)
+        self.store = Store(self.redis, settings)
+        self.tracker = Tracker(self.redis, settings, rhythms(settings))
+        self.tokens = Tokens(settings.secret_keys, settings.public_url)
+        self.storage = Storage(settings.storage_url)
+
+    async def close(self) -> None:
+        await self.redis.aclose()
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Deployment]:
+    """A deployment for as long as the block lasts."""
+    deployment = Deployment(settings)
+    try:
+        yield deployment
+    finally:
+        await deployment.close()
+
+
+def rhythms(settings: Settings) -> dict[str, Ask]:
+    """How often each vendor that can be asked is asked."""
+    found = {}
+    for slug, vendor in VENDORS.items():
+        if not settings.accounts[slug].complete:
+            continue
+        rhythm = vendor.RHYTHM
+        grace = rhythm.grace if settings.poll_grace is None else settings.poll_grace
+        found[slug] = Ask(*(int(seconds * 1000) for seconds in (grace, rhythm.every, rhythm.slowest)))
+    return found
+
+
+def configured() -> Settings:
+    """The settings of this process, with logging set up; ends the process with a readable list where they are unusable."""
+    try:
+        settings = load(VENDORS.values())
+    except SettingsError as error:
+        sys.exit(f"callsheet: {error}")
+    logs.configure(settings.log_format, redact)
+    return settings

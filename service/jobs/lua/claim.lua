@@ -1,0 +1,27 @@
+#!lua
+-- Takes what is due, for a while: whoever claims holds it until the lease is over, and who dies merely delays it.
+-- ARGV: 'polls', vendor, lease ms, limit → {{job id, vendor's job id as JSON}…}; none while the vendor is being left alone, one
+-- when it is tried again. 'deadlines', lease ms, limit → {job id…}.
+
+local function take(set, lease, limit)
+  local ids = redis.call('ZRANGE', set, '-inf', NOW, 'BYSCORE', 'LIMIT', 0, limit)
+  for _, id in ipairs(ids) do redis.call('ZADD', set, NOW + lease, id) end
+  return ids
+end
+
+if ARGV[1] == 'deadlines' then
+  return take(key('deadlines'), ARGV[2], ARGV[3])
+end
+
+local vendor, limit = ARGV[2], ARGV[4]
+local retry_at = redis.call('HGET', key('vendor', vendor), 'retry_at')
+if retry_at then
+  if NOW < tonumber(retry_at) then return {} end
+  redis.call('HSET', key('vendor', vendor), 'retry_at', NOW + ARGV[3]) -- one process tries, with one job
+  limit = 1
+end
+local claimed = {}
+for i, id in ipairs(take(key('polls', vendor), ARGV[3], limit)) do
+  claimed[i] = {id, redis.call('HGET', key('job', id), 'vendor_job_id')}
+end
+return claimed

@@ -1,0 +1,73 @@
+-- Shared by every script. Above this file stands a header made by store.py: PREFIX, FIELDS, DEFAULTS, STATUSES,
+-- WITNESSES, RULES, STATUS_EVENTS, ARCHIVE_EVENTS, ARCHIVE_TASK and the limits.
+--
+-- A job is one hash. Each public field holds its own JSON, so that the job's JSON is a matter of joining strings and
+-- nothing is ever decoded and encoded again. Fields that begin with '_' are ours alone and never leave the store:
+--   _since    ms, when the vendor got the job (or when the row was made): its age sets the rhythm of polling
+--   _expires  ms, the deadline          _events   the types announced so far      _attempts  tries to store the outputs
+--   _unlisted facts that the full timeline no longer lists      _trouble  what polling stumbled over last
+
+local time = redis.call('TIME')
+local NOW = time[1] * 1000 + math.floor(time[2] / 1000) -- Redis' clock is the only one that decides
+
+local function key(...)
+  return PREFIX .. ':' .. table.concat({...}, ':')
+end
+
+-- ms since the epoch as ISO-8601 UTC. Redis' Lua has no os.date; the calendar is Howard Hinnant's civil_from_days.
+local function iso(ms, digits)
+  local days, rest = math.floor(ms / 86400000), ms % 86400000
+  local z = days + 719468
+  local era = math.floor(z / 146097)
+  local doe = z - era * 146097
+  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+  local mp = math.floor((5 * doy + 2) / 153)
+  local day = doy - math.floor((153 * mp + 2) / 5) + 1
+  local month = mp < 10 and mp + 3 or mp - 9
+  local year = yoe + era * 400 + (month <= 2 and 1 or 0)
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03d%sZ', year, month, day, math.floor(rest / 3600000),
+    math.floor(rest / 60000) % 60, math.floor(rest / 1000) % 60, rest % 1000, digits or '')
+end
+
+local function quote(word) -- only for words of ours: no escaping
+  return '"' .. word .. '"'
+end
+
+local function unquote(fragment)
+  return fragment and string.sub(fragment, 2, -2)
+end
+
+local function load_job(id)
+  local flat = redis.call('HGETALL', key('job', id))
+  if #flat == 0 then return nil end
+  local job = {}
+  for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
+  return job
+end
+
+local function job_json(job)
+  local parts = {}
+  for i, name in ipairs(FIELDS) do
+    parts[i] = '"' .. name .. '":' .. (job[name] or DEFAULTS[name] or 'null')
+  end
+  return '{' .. table.concat(parts, ',') .. '}'
+end
+
+-- Puts a task of ours on its RQ queue, exactly as RQ's own enqueue would (a test holds the two side by side), and notes
+-- by when it should have moved. Whatever happens to the RQ job, the sweep finds that note.
+local function push_task(id)
+  local task = ARCHIVE_TASK
+  local rq_id = task.name .. '-' .. id
+  local at = iso(NOW, '000')
+  local hash = {}
+  for i, part in ipairs(task.template) do
+    hash[i] = part:gsub('%%JOB%%', id):gsub('%%NOW%%', at)
+  end
+  local rq_key = 'rq:job:' .. rq_id
+  redis.call('DEL', rq_key) -- an earlier run's result, and its time to live
+  redis.call('HSET', rq_key, unpack(hash))
+  redis.call('SADD', 'rq:queues', 'rq:queue:' .. task.queue)
+  redis.call('RPUSH', 'rq:queue:' .. task.queue, rq_id)
+  redis.call('ZADD', key('tasks'), NOW + task.patience, id)
+end

@@ -1,0 +1,315 @@
+"""The only owner of Redis keys: the scripts, what is handed to them, and every read.
+
+Writes that change a job go through `commit.lua` alone, by way of tracker.py. All keys begin with the key prefix:
+
+    job:{id} hash · timeline:{id} list · jobs:{vendor}:{status}:{archive} zset of ids · indexes set of those keys
+    vendor_jobs:{vendor} hash, vendor's id → ours · parked:{vendor}:{vendor's id} list · idempotency:{…} string
+    polls:{vendor}, deadlines, tasks zsets of ids by due time · vendor:{vendor} hash · calls:{vendor}:{kind} list
+    quarantine zset and quarantine:{id} hashes · stream · lease:{…} and token:{vendor} strings · channels events, events:{id}
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from importlib.resources import files
+from typing import Any, Final, cast
+
+import msgspec
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+from service.jobs import rules, tasks
+from service.model import ARCHIVE_EVENTS, STATUS_EVENTS, Job, Status
+from service.settings import Settings
+
+#: Entries that the stream keeps, about. At one event of 1 KB each, some 100 MB.
+STREAM_LENGTH: Final = 100_000
+#: Facts without effect are no longer listed in a timeline of this length, only counted.
+TIMELINE_LENGTH: Final = 200
+PARKED_LENGTH: Final = 50
+PARKED_SECONDS: Final = 7 * 86_400
+IDEMPOTENCY_SECONDS: Final = 86_400
+
+_DEFAULTS: Final = {"outputs": "[]", "metadata": "{}", "archive": '"none"'}
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """A vendor's rhythm as the store wants it, in milliseconds. See `service.vendors.base.Rhythm`."""
+
+    grace: int
+    every: int
+    slowest: int
+
+
+class Letter(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A callback that goes to quarantine, whole."""
+
+    id: str
+    subject: str  #: whose URL it came by: a job id or `shared`
+    body: str  #: see `pack_body`
+
+
+class Idempotency(msgspec.Struct, frozen=True):
+    key: str
+    digest: str  #: of the request's body
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One fact as `commit.lua` reads it. `told`, `detail` and `raw` hold JSON, ready to be joined."""
+
+    vendor: str
+    source: str
+    witness: str
+    job: str | None = None
+    vendor_job_id: str | None = None
+    status: str | None = None
+    archive: str | None = None
+    told: dict[str, str] | None = None
+    problem: str | None = None
+    detail: str | None = None
+    raw: str | None = None
+    ask: Ask | None = None  #: None: the vendor cannot be asked
+    poll_now: bool = False
+    expect: dict[str, str] | None = None  #: field → JSON: commit only while the job still says so
+    retry_in: int | None = None  #: ms until the task that failed is tried again
+    quarantine: Letter | None = None
+    create: bool = False
+    deadline: int | None = None  #: ms that a new job may go without a verdict
+    idempotency: Idempotency | None = None
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A job that is due for a look, held by whoever claimed it until the lease is over."""
+
+    job_id: str
+    vendor_job_id: str
+
+
+def connect(settings: Settings) -> Redis:
+    """An asyncio client."""
+    return Redis.from_url(settings.redis_url, **_options(settings))
+
+
+def connect_sync(settings: Settings) -> SyncRedis:
+    """A client for callers without an event loop, and for RQ's own classes."""
+    return SyncRedis.from_url(settings.redis_url, **_options(settings))
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    options: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 10, "health_check_interval": 30}
+    if settings.redis_url.startswith("rediss://") and not settings.redis_tls_verify:
+        options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+    return options
+
+
+def pack_body(body: bytes) -> str:
+    """A raw body as a letter keeps it: Redis' Lua reads no msgpack binaries, and most of a body is repetition."""
+    return base64.b64encode(zlib.compress(body)).decode()
+
+
+def unpack_body(packed: bytes) -> bytes:
+    return zlib.decompress(base64.b64decode(packed))
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode()
+
+
+def script_text(name: str, settings: Settings) -> str:
+    """One script, whole: its shebang, the constants from this deployment, the prelude, and its own lines."""
+    source = files("service.jobs") / "lua"
+    shebang, _, body = (source / f"{name}.lua").read_text().partition("\n")
+    constants = {
+        "PREFIX": settings.key_prefix,
+        "FIELDS": list(Job.__struct_fields__),
+        "DEFAULTS": _DEFAULTS,
+        "RULES": rules.compiled(),
+        "STATUSES": {status.value: number for number, status in enumerate(Status)},
+        "WITNESSES": {witness.value: number for number, witness in enumerate(rules.Witness)},
+        "STATUS_EVENTS": {status.value: type_ for status, type_ in STATUS_EVENTS.items()},
+        "ARCHIVE_EVENTS": {archive.value: type_ for archive, type_ in ARCHIVE_EVENTS.items()},
+        "ARCHIVE_TASK": {
+            "name": tasks.ARCHIVE_NAME,
+            "queue": settings.archive_queue,
+            "patience": tasks.PATIENCE * 1000,
+            "template": tasks.archive_template(),
+        },
+        "STREAM_LENGTH": STREAM_LENGTH,
+        "TIMELINE_LENGTH": TIMELINE_LENGTH,
+        "PARKED_LENGTH": PARKED_LENGTH,
+        "PARKED_SECONDS": PARKED_SECONDS,
+        "IDEMPOTENCY_SECONDS": IDEMPOTENCY_SECONDS,
+    }
+    header = "\n".join(f"local {name} = {_lua(value)}" for name, value in constants.items())
+    return "\n".join((shebang, header, (source / "prelude.lua").read_text(), body))
+
+
+def _lua(value: object) -> str:
+    """A constant as Lua source. JSON's strings are Lua's too, as long as they are plain."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"[{_lua(key)}] = {_lua(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "{" + ", ".join(_lua(item) for item in value) + "}"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return str(value)
+
+
+class Store:
+    """Reads, claims and leases. Nothing here changes a job."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self.redis = redis
+        self._prefix = settings.key_prefix
+        self.commit = redis.register_script(script_text("commit", settings))
+        self._read: AsyncScript = redis.register_script(script_text("read", settings))
+        self._claim: AsyncScript = redis.register_script(script_text("claim", settings))
+        self._vendor: AsyncScript = redis.register_script(script_text("vendor", settings))
+        self._sweep: AsyncScript = redis.register_script(script_text("sweep", settings))
+
+    def key(self, *parts: str) -> str:
+        return ":".join((self._prefix, *parts))
+
+    async def now_ms(self) -> int:
+        """Redis' clock, which is the one that decides."""
+        seconds, micros = await self.redis.time()
+        return seconds * 1000 + micros // 1000
+
+    # -- jobs ------------------------------------------------------------------------------------
+
+    async def job_json(self, job_id: str) -> bytes | None:
+        """A job as the API answers it, or None."""
+        found: list[bytes | None] = await self._read(args=["get", job_id])
+        return found[0]
+
+    async def job(self, job_id: str) -> Job | None:
+        found = await self.job_json(job_id)
+        return None if found is None else msgspec.json.decode(found, type=Job)
+
+    async def jobs_json(
+        self, limit: int, before: str = "", vendor: str = "", status: str = "", archive: str = ""
+    ) -> list[bytes]:
+        """Jobs newest first, older than the id `before`; one more than `limit` where there are more."""
+        found: list[bytes | None] = await self._read(args=["page", limit, before, vendor, status, archive])
+        return [job for job in found if job is not None]
+
+    async def find(self, vendor: str, vendor_job_id: str) -> str | None:
+        """Our id of a vendor's job, or None."""
+        found = await self.redis.hget(self.key("vendor_jobs", vendor), vendor_job_id)
+        return None if found is None else _text(found)
+
+    async def timeline_json(self, job_id: str) -> list[bytes]:
+        return cast("list[bytes]", await self.redis.lrange(self.key("timeline", job_id), 0, -1))
+
+    async def attempts(self, job_id: str) -> int:
+        """How often storing the outputs was tried in vain since it was last asked for."""
+        return int(await self.redis.hget(self.key("job", job_id), "_attempts") or 0)
+
+    # -- quarantine --------------------------------------------------------------------------------
+
+    async def quarantined(self, limit: int, before_ms: int = 0) -> tuple[list[dict[str, bytes]], int | None]:
+        """Letters newest first, without their bodies, and where the next page begins (None: there is none)."""
+        top = f"({before_ms}" if before_ms else "+inf"
+        options = {"desc": True, "byscore": True, "offset": 0, "num": limit + 1, "withscores": True}
+        answer = await self.redis.zrange(self.key("quarantine"), top, "-inf", **options)  # type: ignore[arg-type]
+        found = cast("list[tuple[bytes, float]]", answer)
+        pipeline = self.redis.pipeline(transaction=False)
+        names = ("id", "vendor", "job_id", "problem", "detail", "received_at", "last_received_at", "count")
+        for letter_id, _ in found[:limit]:
+            pipeline.hmget(self.key("quarantine", letter_id.decode()), names)
+        rows = [dict(zip(names, row, strict=True)) for row in await pipeline.execute() if row[0] is not None]
+        return rows, int(found[limit - 1][1]) if len(found) > limit else None
+
+    async def letter(self, letter_id: str) -> dict[str, bytes] | None:
+        """One letter with its body, or None."""
+        found = cast("dict[bytes, bytes]", await self.redis.hgetall(self.key("quarantine", letter_id)))
+        letter = {name.decode(): value for name, value in found.items()}
+        return letter | {"body": unpack_body(letter["body"])} if letter else None
+
+    async def release(self, letter_id: str) -> None:
+        """Forget a letter that was understood at last."""
+        pipeline = self.redis.pipeline()
+        pipeline.zrem(self.key("quarantine"), letter_id)
+        pipeline.delete(self.key("quarantine", letter_id))
+        await pipeline.execute()
+
+    # -- what is due -------------------------------------------------------------------------------
+
+    async def claim_polls(self, vendor: str, lease_ms: int, limit: int) -> list[Claim]:
+        rows: list[tuple[bytes, bytes | None]] = await self._claim(args=["polls", vendor, lease_ms, limit])
+        return [Claim(id_.decode(), msgspec.json.decode(known, type=str)) for id_, known in rows if known]
+
+    async def claim_deadlines(self, lease_ms: int, limit: int) -> list[str]:
+        found: list[bytes] = await self._claim(args=["deadlines", lease_ms, limit])
+        return [id_.decode() for id_ in found]
+
+    async def poll_again(self, vendor: str, job_ids: list[str], at_ms: int) -> None:
+        """Look again at that time, without anything having been learned."""
+        if job_ids:
+            await self.redis.zadd(self.key("polls", vendor), dict.fromkeys(job_ids, at_ms), xx=True)
+
+    async def sweep(self, limit: int) -> int:
+        """Enqueue again what should have moved and did not; how many that were."""
+        return int(await self._sweep(args=[limit]))
+
+    async def watch(self, vendor: str, now_ms: int) -> int:
+        """Make sure that every live job of a vendor is looked at some time; how many were not.
+
+        For jobs that were registered while the vendor had no credentials.
+        """
+        found = 0
+        for status in (Status.QUEUED, Status.PROCESSING):
+            index = self.key("jobs", vendor, status.value, "none")
+            ids = cast("list[bytes]", await self.redis.zrange(index, 0, -1))
+            for start in range(0, len(ids), 1000):
+                due = dict.fromkeys(ids[start : start + 1000], now_ms)
+                found += int(await self.redis.zadd(self.key("polls", vendor), due, nx=True) or 0)
+        return found
+
+    # -- vendors: health, rates, tokens ---------------------------------------------------------------
+
+    async def vendor_well(self, vendor: str) -> None:
+        await self._vendor(args=["well", vendor])
+
+    async def vendor_unwell(self, vendor: str, wait_ms: int = 0) -> float:
+        """Leave a vendor alone for a while: at least `wait_ms`, longer with every failure in a row. Seconds until the next try."""
+        return int(await self._vendor(args=["unwell", vendor, wait_ms])) / 1000
+
+    async def take_turn(self, vendor: str, kind: str, requests: int, window_ms: int) -> float:
+        """Seconds to wait before a call may be made; 0 where the turn is taken by this very question."""
+        return int(await self._vendor(args=["take", vendor, kind, requests, window_ms])) / 1000
+
+    async def cached_token(self, vendor: str) -> str | None:
+        found = await self.redis.get(self.key("token", vendor))
+        return None if found is None else _text(found)
+
+    async def cache_token(self, vendor: str, token: str, seconds: int) -> None:
+        await self.redis.set(self.key("token", vendor), token, ex=max(1, seconds))
+
+    async def drop_token(self, vendor: str, token: str) -> None:
+        """Forget a token that the vendor refused, unless another process has replaced it already."""
+        if await self.cached_token(vendor) == token:
+            await self.redis.delete(self.key("token", vendor))
+
+    # -- leases --------------------------------------------------------------------------------------
+
+    async def lease(self, name: str, owner: str, ms: int) -> bool:
+        """Take a lease that nobody else holds."""
+        return bool(await self.redis.set(self.key("lease", name), owner, nx=True, px=ms))
+
+    async def renew(self, name: str, owner: str, ms: int) -> bool:
+        """Hold a lease for longer; False where it is no longer ours."""
+        held = await self.redis.get(self.key("lease", name))
+        if held != owner.encode():
+            return False
+        return bool(await self.redis.set(self.key("lease", name), owner, xx=True, px=ms))
+
+    async def give_up(self, name: str, owner: str) -> None:
+        if await self.redis.get(self.key("lease", name)) == owner.encode():
+            await self.redis.delete(self.key("lease", name))
+
+    async def alive(self, job_id: str, seconds: float) -> None:
+        """A running task's sign of life: the sweep leaves it alone for so long."""
+        await self.redis.zadd(self.key("tasks"), {job_id: await self.now_ms() + int(seconds * 1000)}, xx=True)

@@ -1,0 +1,60 @@
+"""The RQ tasks that a commit sets off: their queues, their dotted paths, and how often they are tried.
+
+RQ only carries hints: a job's state in Redis is the truth, and the poller's sweep enqueues again whatever RQ loses. So
+every task is safe to run twice.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rq.job import Job as RQJob
+from rq.job import JobStatus
+from rq.serializers import JSONSerializer
+
+from redis import Redis
+
+ARCHIVE_TASK: Final = "workers.archive.store_outputs"
+ARCHIVE_NAME: Final = "archive"  #: the RQ job's id is `archive-<job id>` (RQ job ids hold no colons)
+
+#: Seconds that a pushed task may stay without a sign of life before the sweep looks at it. A running task renews this.
+PATIENCE: Final = 60
+
+#: Seconds until the next try, after the first, second… attempt that did not succeed: about a day in all.
+ARCHIVE_RETRIES: Final = (2, 5, 15, 30, 60, 120, 300, 600, 1200, *[3600] * 22)
+
+#: The same where the vendor says that the link is dead, although it was asked for a fresh one: a result that has only just
+#: appeared may need a moment to reach every edge of a CDN, and after that it never will.
+DEAD_LINK_RETRIES: Final = (2, 5, 15, 60)
+
+_RESULT_SECONDS: Final = 300
+_FAILURE_SECONDS: Final = 7 * 86_400
+_TIMEOUT_SECONDS: Final = 6 * 3600
+
+
+def archive_template() -> list[str]:
+    """The hash of the RQ job that stores a job's outputs, as flat field, value, … with `%JOB%` and `%NOW%` to fill in.
+
+    Made by RQ's own classes, so that what the commit script writes is what `Queue.enqueue` would have written; only the data
+    stays uncompressed (RQ reads both) so that the script can put the job's id in.
+    """
+    job = RQJob.create(
+        ARCHIVE_TASK,
+        args=("%JOB%",),
+        id=f"{ARCHIVE_NAME}-template",
+        connection=Redis(),  # never connected: RQ's classes want one
+        serializer=JSONSerializer,
+        timeout=_TIMEOUT_SECONDS,
+        result_ttl=_RESULT_SECONDS,
+        failure_ttl=_FAILURE_SECONDS,
+        description=f"{ARCHIVE_TASK}('%JOB%')",
+        status=JobStatus.QUEUED,
+    )
+    fields = {name: str(value) for name, value in job.to_dict().items() if name not in ("data", "status")}
+    fields |= {
+        "data": job.data.decode(),
+        "status": JobStatus.QUEUED.value,
+        "created_at": "%NOW%",
+        "enqueued_at": "%NOW%",
+    }
+    return [part for field in fields.items() for part in field]

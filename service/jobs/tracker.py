@@ -1,0 +1,212 @@
+"""The door: the one function through which every fact about a job goes.
+
+`record` turns an observation into one argument of `commit.lua`; what the script does with it is all or nothing. There is an
+asyncio form, in which the facts that wait in the same turn of the event loop go to Redis together, and a plain one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from typing import Final, Required, TypedDict, Unpack
+
+import msgspec
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+from service.jobs import rules
+from service.jobs.store import Ask, Commit, Idempotency, Letter, pack_body, script_text
+from service.jobs.tokens import redact
+from service.model import Job, Observation
+from service.settings import Settings
+
+#: Bytes of raw evidence that a timeline entry keeps. Quarantine keeps a callback whole.
+RAW_LIMIT: Final = 64 * 1024
+#: One EVALSHA holds up everybody for as long as it runs.
+BATCH_FACTS: Final = 128
+BATCH_BYTES: Final = 4 * 2**20
+
+_TOLD: Final = tuple(
+    name
+    for name in Observation.__struct_fields__
+    if name in Job.__struct_fields__ and name not in ("status", "archive")
+)
+_pack = msgspec.msgpack.Encoder().encode
+_encode = msgspec.json.Encoder().encode
+
+
+class CommitFailed(Exception):
+    """Redis refused one fact; nothing of it was written."""
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """What became of a fact.
+
+    `outcome` is a `Decision`, or `update` (same status, more about it), `note` (nothing to decide), `parked` (nobody has
+    registered that job yet), `quarantined` (no job to note it on); and where nothing was written: `unknown_job`,
+    `other_job` (the job has another id at the vendor), `taken` (another job has this vendor's id), `changed` (not what was
+    expected), `repeated` and `conflict` (idempotency key seen before, with the same or another body).
+    """
+
+    outcome: str
+    job_id: str  #: empty for `parked` and for `quarantined` without a job
+
+
+class How(TypedDict, total=False):
+    """How a fact came in, and what is to be done about it beside what the rules say."""
+
+    vendor: Required[str]
+    #: Our id. Without it the job is found by the observation's `vendor_job_id`, or the fact is parked under that.
+    job_id: str | None
+    #: The evidence, kept in the timeline up to 64 KiB, callback tokens blanked out.
+    raw: bytes
+    #: It came by the vendor's shared URL, whose verdicts the vendor has to confirm where it can be asked.
+    weak_path: bool
+    #: Ask the vendor at once, whatever the fact says.
+    poll_now: bool
+    #: For what could not be understood: whose URL it came by, and the whole body.
+    quarantine: tuple[str, bytes] | None
+    #: Field → value: commit only while the job still says so.
+    expect: Mapping[str, object]
+    #: Seconds until a task that did not succeed is tried again.
+    retry_in: float
+    #: The job's row does not exist yet and is made by this fact.
+    create: bool
+    #: The caller's idempotency key, and the request's body.
+    idempotency: tuple[str, bytes] | None
+
+
+class Tracker:
+    """The door of one process."""
+
+    def __init__(self, redis: Redis, settings: Settings, rhythms: Mapping[str, Ask]) -> None:
+        """`rhythms` has the vendors that can be asked, and how often."""
+        self._text = script_text("commit", settings)
+        self._deadline = settings.job_deadline * 1000
+        self._rhythms = rhythms
+        self._batch = _Batch(redis.register_script(self._text))
+
+    async def record(self, observation: Observation, **how: Unpack[How]) -> Recorded:
+        """Commit one fact about a job; it is durable in Redis when this returns. `How` says what can be said about it.
+
+        Raises:
+            redis.RedisError: Redis could not be reached or refused; whether the fact was written is not known, and
+                recording it again is harmless.
+            CommitFailed: Redis refused this fact alone.
+        """
+        return await self._batch.commit(self._fact(observation, how))
+
+    def record_now(self, redis: SyncRedis, observation: Observation, **how: Unpack[How]) -> Recorded:
+        """`record` for callers without an event loop. `redis` answers in bytes."""
+        answers = redis.register_script(self._text)(args=[self._fact(observation, how)])
+        return _recorded(answers[0])
+
+    def _fact(self, seen: Observation, how: How) -> bytes:
+        """The one argument of `commit.lua` that says it all."""
+        vendor = how["vendor"]
+        ask, detail, raw = self._rhythms.get(vendor), seen.detail, how.get("raw")
+        weak_path = how.get("weak_path", False)
+        if weak_path and ask is None:  # nobody to confirm it: better counted and marked than ignored
+            weak_path, detail = (
+                False,
+                detail or "came by the vendor's shared URL and is unconfirmed: the vendor cannot be asked",
+            )
+        told = {name: _json(value) for name in _TOLD if (value := getattr(seen, name)) is not None}
+        quarantine, idempotency, retry_in = how.get("quarantine"), how.get("idempotency"), how.get("retry_in")
+        create = how.get("create", False)
+        return _pack(
+            Commit(
+                vendor=vendor,
+                source=seen.source.value,
+                witness=rules.witness(seen.source, weak_path=weak_path).value,
+                job=how.get("job_id"),
+                vendor_job_id=seen.vendor_job_id,
+                status=seen.status.value if seen.status else None,
+                archive=seen.archive.value if seen.archive else None,
+                told=told or None,
+                problem=seen.problem.value if seen.problem else None,
+                detail=_json(detail) if detail else None,
+                raw=_json(redact(raw)[:RAW_LIMIT].decode(errors="replace")) if raw else None,
+                ask=ask,
+                poll_now=how.get("poll_now", False),
+                expect={name: _json(value) for name, value in how.get("expect", {}).items()} or None,
+                retry_in=None if retry_in is None else int(retry_in * 1000),
+                quarantine=_letter(vendor, *quarantine) if quarantine else None,
+                create=create,
+                deadline=self._deadline if create else None,
+                idempotency=Idempotency(idempotency[0], hashlib.sha256(idempotency[1]).hexdigest())
+                if idempotency
+                else None,
+            )
+        )
+
+
+def _json(value: object) -> str:
+    return _encode(value).decode()
+
+
+def _letter(vendor: str, subject: str, body: bytes) -> Letter:
+    body = redact(body)  # the same callback, sent again, is the same letter
+    digest = hashlib.sha256(f"{vendor}\0{subject}\0".encode() + body).hexdigest()
+    return Letter(id=f"qua_{digest[:24]}", subject=subject, body=pack_body(body))
+
+
+def _recorded(answer: list[bytes]) -> Recorded:
+    outcome, subject = answer[0].decode(), answer[1].decode()
+    if outcome == "error":
+        raise CommitFailed(subject)
+    return Recorded(outcome, subject)
+
+
+class _Batch:
+    """Sends the facts that wait in the same turn of the event loop in one round trip."""
+
+    def __init__(self, script: AsyncScript) -> None:
+        self._script = script
+        self._waiting: list[tuple[bytes, asyncio.Future[Recorded]]] = []
+        self._sending: set[asyncio.Task[None]] = set()  # the loop itself keeps no strong reference to its tasks
+
+    def commit(self, fact: bytes) -> asyncio.Future[Recorded]:
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._flush)
+        answer: asyncio.Future[Recorded] = loop.create_future()
+        self._waiting.append((fact, answer))
+        return answer
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        size = 0
+        batch: list[tuple[bytes, asyncio.Future[Recorded]]] = []
+        for fact, answer in waiting:
+            if batch and (len(batch) == BATCH_FACTS or size + len(fact) > BATCH_BYTES):
+                self._send(batch)
+                size, batch = 0, []
+            batch.append((fact, answer))
+            size += len(fact)
+        self._send(batch)
+
+    def _send(self, batch: list[tuple[bytes, asyncio.Future[Recorded]]]) -> None:
+        task = asyncio.get_running_loop().create_task(self._round_trip(batch))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _round_trip(self, batch: list[tuple[bytes, asyncio.Future[Recorded]]]) -> None:
+        answers: list[list[bytes]] = []
+        error: Exception = ConnectionError("the commit was cut short")  # what a cancelled round trip leaves to say
+        try:
+            answers = await self._script(args=[fact for fact, _ in batch])
+        except Exception as caught:
+            error = caught
+        finally:  # whoever waits must hear of it, whatever it is
+            for number, (_, waiting) in enumerate(batch):
+                if waiting.done():  # whoever asked has gone away
+                    continue
+                try:
+                    if not answers:
+                        raise error
+                    waiting.set_result(_recorded(answers[number]))
+                except Exception as refused:
+                    waiting.set_exception(refused)

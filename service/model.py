@@ -1,0 +1,177 @@
+"""The vocabulary: what a job is, what can be known about it, and what subscribers hear.
+
+Everything here is frozen and does no I/O. The names are the same in Redis, JSON, logs and docs.
+Times are UTC; in JSON they are ISO-8601 with a trailing `Z`.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+
+class Status(StrEnum):
+    """The vendor's verdict on a job, or how far the job has come on the way to one."""
+
+    PENDING = "pending"  # ours: not sent yet
+    UNCONFIRMED = "unconfirmed"  # ours: sent, answer unknown
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"  # ours: the deadline passed without a verdict
+
+
+#: What only a vendor can say, and says once.
+VERDICTS: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
+
+
+class Archive(StrEnum):
+    """What became of our copy of the outputs. Never mixed with `Status`."""
+
+    NONE = "none"
+    WAITING = "waiting"
+    STORED = "stored"
+    FAILED = "failed"
+
+
+class Source(StrEnum):
+    """Who says so: the path by which an observation came in."""
+
+    SUBMIT = "submit"
+    CALLBACK = "callback"
+    POLL = "poll"
+    ARCHIVE = "archive"
+    DEADLINE = "deadline"
+    OPERATOR = "operator"
+
+
+class OutputKind(StrEnum):
+    VIDEO = "video"
+    IMAGE = "image"
+    AUDIO = "audio"
+
+
+class Problem(StrEnum):
+    """Why an observation could not be understood. Also the `reason` in quarantine, logs and metrics."""
+
+    BAD_JSON = "bad_json"  # the body is not JSON
+    BAD_SHAPE = "bad_shape"  # JSON, but neither a task nor an envelope around one
+    TOO_LARGE = "too_large"  # more bytes than a callback may have; not kept
+    NO_JOB_ID = "no_job_id"  # came by the vendor's shared URL and names no job
+    UNKNOWN_STATUS = "unknown_status"  # a word that the vendor's page does not have
+    NO_OUTPUT = "no_output"  # success without a usable URL, where the operation makes media
+    OTHER_JOB = "other_job"  # came by one job's URL and names another of the vendor's jobs
+    UNKNOWN_JOB = "unknown_job"  # the vendor, asked, does not know the id
+    NOT_STORED = "not_stored"  # an attempt to bring the result home did not succeed
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """Our copy of one output."""
+
+    url: str  #: this service's URL of the file
+    key: str  #: the object's key, relative to `STORAGE_URL`
+    bytes: int
+    sha256: str  #: lowercase hex
+    content_type: str
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True):
+    """One media file that a job made."""
+
+    kind: OutputKind = OutputKind.VIDEO
+    url: str  #: the vendor's; many die within hours
+    stored: Stored | None = None
+
+
+class JobError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the vendor failed the job, in the vendor's words."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    estimated: float | None = None
+    charged: float | None = None
+    unit: str  #: the vendor's own: `credits`, `beans`, `USD`
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One fact about a job. `None` means that the fact says nothing about that field."""
+
+    source: Source
+    status: Status | None = None
+    vendor_job_id: str | None = None
+    model: str | None = None
+    progress: int | None = None  #: percent, 0 to 100
+    outputs: tuple[Output, ...] | None = None
+    result: dict[str, object] | None = None  #: what else the vendor returned: faces, duration…
+    error: JobError | None = None
+    cost: Cost | None = None
+    metadata: dict[str, object] | None = None
+    archive: Archive | None = None
+    submitted_at: datetime | None = (
+        None  #: the three times are the vendor's claims; ours stand in for what it does not tell
+    )
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    problem: Problem | None = None  #: set when it could not be understood; `status` is then None
+    detail: str | None = None  #: one sentence for people: the unknown word, the refusal, the reason
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One unit of a vendor's work that we track: the JSON of the API and of every event."""
+
+    id: str
+    vendor: str
+    model: str | None = None
+    vendor_job_id: str | None = None
+    status: Status = Status.PENDING
+    progress: int | None = None
+    archive: Archive = Archive.NONE
+    outputs: tuple[Output, ...] = ()
+    result: dict[str, object] | None = None
+    error: JobError | None = None
+    cost: Cost | None = None
+    metadata: dict[str, object] = {}
+    created_at: datetime
+    submitted_at: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    stored_at: datetime | None = None
+    expires_at: datetime | None = None  #: when the job, still without a verdict, becomes `expired`
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What subscribers hear, the same on every channel (the Standard Webhooks payload)."""
+
+    id: str
+    type: str
+    timestamp: datetime
+    data: Job
+
+
+#: The event that a status or an archive state is announced by, once per job.
+STATUS_EVENTS: Final = {
+    Status.QUEUED: "job.submitted",
+    Status.PROCESSING: "job.processing",
+    Status.SUCCEEDED: "job.succeeded",
+    Status.FAILED: "job.failed",
+    Status.CANCELLED: "job.cancelled",
+    Status.EXPIRED: "job.expired",
+}
+ARCHIVE_EVENTS: Final = {Archive.STORED: "job.stored", Archive.FAILED: "job.store_failed"}
+
+
+def new_id(prefix: str, now_ms: int) -> str:
+    """`{prefix}_` and 24 characters that sort by time (48 bits of milliseconds, 72 random bits)."""
+    raw = now_ms.to_bytes(6) + secrets.token_bytes(9)
+    return f"{prefix}_{base64.b32hexencode(raw).decode().lower()}"

@@ -1,0 +1,185 @@
+"""The only reader of the environment. Every problem is reported at once, by name, when a process starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+
+class VendorNeeds(Protocol):
+    """What the settings have to know about a vendor."""
+
+    @property
+    def SLUG(self) -> str: ...
+    @property
+    def BASE_URL(self) -> str: ...
+    @property
+    def CREDENTIALS(self) -> tuple[tuple[str, ...], ...]: ...
+
+
+class SettingsError(Exception):
+    """The environment lacks something or holds something unusable; `problems` names each setting and the fix."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("the settings are not usable:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        self.problems = problems
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """How one vendor is reached."""
+
+    vendor: str
+    base_url: str
+    credentials: dict[str, str]  #: by the name of the setting; empty where no set is complete
+    wanted: str  #: which settings would make it complete, for people
+
+    @property
+    def complete(self) -> bool:
+        """Whether the vendor can be asked at all. Callbacks are received either way."""
+        return bool(self.credentials)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a deployment says about itself. Times in seconds, sizes in bytes."""
+
+    redis_url: str
+    storage_url: str
+    public_url: str
+    secret_keys: tuple[str, ...]
+    api_keys: dict[str, str]  #: name → key
+    accounts: dict[str, Account]  #: vendor slug → account
+    redis_tls_verify: bool = True
+    key_prefix: str = "callsheet"
+    allow_private_networks: bool = False
+    job_deadline: int = 86_400  #: how long a job may go without a verdict before it is `expired`
+    poll_grace: float | None = None  #: how long to wait for a webhook before the first look; None: the vendor's own
+    max_callback_bytes: int = 16 * 2**20  #: a legal apimodels callback echoes base64 audio: 8 MB and more
+    max_output_bytes: int = 5 * 2**30
+    worker_concurrency: int = 32  #: tasks in flight in one worker process
+    log_format: str = "auto"  #: `json`, `console`, or `auto`: console on a terminal, else json
+
+    @property
+    def archive_queue(self) -> str:
+        """The RQ queue of the tasks that bring results home."""
+        return f"{self.key_prefix}-archive"
+
+
+def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings in `environ` (the process's own by default).
+
+    Raises:
+        SettingsError: with every problem there is.
+    """
+    reader = _Reader(os.environ if environ is None else environ)
+    settings = {
+        "redis_url": reader.url("REDIS_URL", ("redis", "rediss", "unix")),
+        "storage_url": reader.url("STORAGE_URL", ("file", "s3", "gs", "az")),
+        "public_url": reader.url("PUBLIC_URL", ("http", "https")).rstrip("/"),
+        "secret_keys": tuple(reader.words("SECRET_KEYS", "a comma-separated list; 32 random characters or more each")),
+        "api_keys": reader.api_keys(),
+        "accounts": {vendor.SLUG: reader.account(vendor) for vendor in vendors},
+        "redis_tls_verify": reader.flag("REDIS_TLS_VERIFY", default=True),
+        "key_prefix": reader.prefix(),
+        "allow_private_networks": reader.flag("ALLOW_PRIVATE_NETWORKS", default=False),
+        "job_deadline": reader.amount("JOB_DEADLINE_SECONDS", int, 86_400),
+        "poll_grace": reader.amount("POLL_GRACE_SECONDS", float, None),
+        "max_callback_bytes": reader.amount("MAX_CALLBACK_BYTES", int, 16 * 2**20),
+        "max_output_bytes": reader.amount("MAX_OUTPUT_BYTES", int, 5 * 2**30),
+        "worker_concurrency": reader.amount("WORKER_CONCURRENCY", int, 32),
+        "log_format": reader.choice("LOG_FORMAT", ("auto", "json", "console")),
+    }
+    if reader.problems:
+        raise SettingsError(reader.problems)
+    return Settings(**settings)  # type: ignore[arg-type]  # each value was made by the reader of its type
+
+
+class _Reader:
+    """Reads one value at a time and collects what is wrong instead of stopping at the first."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+
+    def _get(self, name: str) -> str:
+        return self._environ.get(name, "").strip()
+
+    def _required(self, name: str, what: str) -> str:
+        value = self._get(name)
+        if not value:
+            self.problems.append(f"{name} is missing: set it to {what}")
+        return value
+
+    def url(self, name: str, schemes: tuple[str, ...]) -> str:
+        what = "a URL that starts with " + ", ".join(f"{scheme}://" for scheme in schemes)
+        value = self._required(name, what)
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in schemes and bool(parts.netloc or (parts.path and parts.scheme in ("file", "unix")))
+        except ValueError:
+            usable = False
+        if value and not usable:  # the value stays out of the message: it may hold a password
+            self.problems.append(f"{name} is not usable: set it to {what}")
+        return value
+
+    def words(self, name: str, what: str) -> list[str]:
+        return [word for part in self._required(name, what).split(",") if (word := part.strip())]
+
+    def api_keys(self) -> dict[str, str]:
+        keys: dict[str, str] = {}
+        for number, word in enumerate(self.words("API_KEYS", "a comma-separated list of name:key"), 1):
+            name, _, key = (part.strip() for part in word.partition(":"))
+            if not name or not key:
+                self.problems.append(f"API_KEYS: entry {number} is not of the form name:key")
+            elif name in keys:
+                self.problems.append(f"API_KEYS: the name {name!r} is there twice; give each key its own name")
+            keys[name] = key
+        return keys
+
+    def prefix(self) -> str:
+        value = self._get("KEY_PREFIX") or "callsheet"
+        if not all(c.isalnum() or c in "-_." for c in value) or not value.isascii():
+            self.problems.append("KEY_PREFIX may hold letters, digits, '-', '_' and '.' only")
+        return value
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        value = self._get(name).lower()
+        if value not in ("", "0", "1", "true", "false"):
+            self.problems.append(f"{name} is {value!r}: set it to 1 or 0")
+        return default if not value else value in ("1", "true")
+
+    def amount(self, name: str, type_: Callable[[str], float], default: float | None) -> float | None:
+        value = self._get(name)
+        if not value:
+            return default
+        try:
+            found = type_(value)
+        except ValueError:
+            found = None
+        if found is None or not 0 <= found < 2**53:
+            self.problems.append(f"{name} is {value[:20]!r}: set it to a number, 0 or more")
+            return default
+        return found
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        value = self._get(name) or choices[0]
+        if value not in choices:
+            self.problems.append(f"{name} is {value[:20]!r}: set it to one of {', '.join(choices)}")
+        return value
+
+    def account(self, vendor: VendorNeeds) -> Account:
+        """A vendor's account. A set of credentials that is begun and not complete is a problem; none at all is not."""
+        name = f"{vendor.SLUG.upper()}_BASE_URL"
+        base_url = self.url(name, ("http", "https")) if self._get(name) else vendor.BASE_URL
+        wanted = " or ".join(" + ".join(names) for names in vendor.CREDENTIALS)
+        for names in vendor.CREDENTIALS:
+            values = {name: self._get(name) for name in names}
+            if all(values.values()):
+                return Account(vendor=vendor.SLUG, base_url=base_url.rstrip("/"), credentials=values, wanted=wanted)
+            if any(values.values()):
+                missing = ", ".join(name for name, value in values.items() if not value)
+                self.problems.append(f"{missing} is missing: {vendor.SLUG} needs {wanted}")
+        return Account(vendor=vendor.SLUG, base_url=base_url.rstrip("/"), credentials={}, wanted=wanted)

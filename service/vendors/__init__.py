@@ -1,0 +1,16 @@
+"""The vendors, found by looking: every module of this package except `base` is one, and its name is the slug."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Final, cast
+
+from service.vendors.base import Vendor
+
+#: By slug. What the cast claims, the conformance tests prove of every module.
+VENDORS: Final[dict[str, Vendor]] = {
+    module.name: cast(Vendor, import_module(f"{__name__}.{module.name}"))
+    for module in iter_modules(__path__)
+    if module.name != "base"
+}

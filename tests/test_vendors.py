@@ -1,0 +1,442 @@
+"""What every vendor keeps, proved from data: the fixtures in `vendors/<slug>/` and the contract in `vendors/base.py`.
+
+A new vendor is one module and its fixtures; nothing here names one. A fixture is one call: `source` says where it comes
+from, `call` what is called with `body` (JSON), `raw` (where the bytes matter) or `args`, and `expected` is all that is
+read, as JSON without its defaults and without the observation's source.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import service.vendors
+from service.model import Observation, Problem, Source, Status
+from service.vendors import VENDORS
+from service.vendors.base import ListPage, Refusal, Vendor
+
+FIXTURES = Path(__file__).parent / "vendors"
+MODULES = Path(service.vendors.__file__).parent
+
+#: What a fixture of a call is given: one of the first, and perhaps one of the second.
+CALLS: dict[str, tuple[set[str], set[str]]] = {
+    "callback": ({"body", "raw"}, set()),
+    "status": ({"body", "raw"}, {"http_status"}),
+    "list": ({"body", "raw"}, {"http_status"}),
+    "token": ({"body", "raw"}, set()),
+    "status_request": ({"args"}, set()),
+    "list_request": ({"args"}, set()),
+    "token_request": ({"args"}, set()),
+    "headers": ({"args"}, set()),
+}
+
+REFUSALS = {
+    "invalid_input",
+    "unauthorized",
+    "insufficient_credit",
+    "forbidden",
+    "not_found",
+    "rate_limited",
+    "vendor_error",
+}
+
+#: What only we say of a job, never a vendor.
+OURS = {Status.PENDING, Status.UNCONFIRMED, Status.EXPIRED}
+
+
+class Fixture(msgspec.Struct, frozen=True):
+    slug: str
+    name: str
+    data: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return f"{self.slug}/{self.name}"
+
+    @property
+    def vendor(self) -> Vendor:
+        return VENDORS[self.slug]
+
+    @property
+    def call(self) -> str:
+        return str(self.data["call"])
+
+    @property
+    def body(self) -> bytes:
+        """The bytes of the body; in `raw`, lone surrogates stand for bytes that are not UTF-8."""
+        raw = self.data.get("raw")
+        return encoded(self.data["body"]) if raw is None else raw.encode("utf-8", "surrogateescape")
+
+    @property
+    def task(self) -> dict[str, Any] | None:
+        """The task in a body that reads as a status: with an envelope that reports no error, or without one."""
+        body = self.data.get("body")
+        if not isinstance(body, dict) or "status" not in self.data["expected"]:
+            return None
+        return body.get("data", body) if str(body.get("code", 0)) in ("0", "200") else None
+
+    def read(self) -> object:
+        match self.call:
+            case "callback":
+                return self.vendor.read_callback(self.body)
+            case "status":
+                return self.vendor.read_status(self.data.get("http_status", 200), self.body)
+            case "list":
+                return self.vendor.read_list(self.data.get("http_status", 200), self.body)
+            case "token":
+                return self.vendor.read_token(self.body)
+            case _:
+                return getattr(self.vendor, self.call)(*self.data["args"])
+
+
+ALL = [
+    Fixture(path.parent.name, path.stem, json.loads(path.read_text(encoding="utf-8")))
+    for path in sorted(FIXTURES.glob("*/*.json"))
+]
+
+
+def each(chosen: Callable[[Fixture], bool]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "fixture", [pytest.param(fixture, id=fixture.id) for fixture in ALL if chosen(fixture)]
+    )
+
+
+every_vendor = pytest.mark.parametrize("vendor", [pytest.param(VENDORS[slug], id=slug) for slug in VENDORS])
+
+
+def encoded(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def told(value: object) -> object:
+    """`value` as a fixture's `expected` has it."""
+    if isinstance(value, tuple):
+        return [told(item) for item in value]
+    if not isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    fields = {
+        field.name: told(getattr(value, field.name))
+        for field in msgspec.structs.fields(value)
+        if field.name != "source" and (field.required or getattr(value, field.name) != default(field))
+    }
+    return {"refusal": fields} if isinstance(value, Refusal) else fields
+
+
+def default(field: msgspec.structs.FieldInfo) -> object:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+
+
+# -- the fixtures ---------------------------------------------------------------------------------
+
+
+@each(lambda fixture: True)
+def test_a_fixture_reads_as_its_source_means_it(fixture: Fixture) -> None:
+    assert told(fixture.read()) == fixture.data["expected"]
+
+
+@each(lambda fixture: True)
+def test_a_fixture_says_where_it_comes_from_and_holds_nothing_else(fixture: Fixture) -> None:
+    one_of, perhaps = CALLS[fixture.call]
+    keys = set(fixture.data) - {"source", "call", "expected"}
+    assert len(keys & one_of) == 1
+    assert keys <= one_of | perhaps
+    assert fixture.data.keys() >= {"source", "call", "expected"}
+    assert fixture.data["source"].startswith(("FACTS.md", "hostile: ")) or " page" in fixture.data["source"]
+    assert fixture.name.startswith(fixture.call.replace("_", "-"))
+
+
+def test_vendors_modules_and_folders_of_fixtures_are_the_same() -> None:
+    modules = {path.stem for path in MODULES.glob("*.py")} - {"__init__", "base"}
+    assert modules == set(VENDORS) == {vendor.SLUG for vendor in VENDORS.values()} == {fixture.slug for fixture in ALL}
+    assert [slug for slug, vendor in VENDORS.items() if slug != vendor.SLUG] == []
+
+
+@every_vendor
+def test_every_call_that_a_vendor_supports_has_fixtures(vendor: Vendor) -> None:
+    supported = {"callback", "status", "status_request", "headers", "token_request"}
+    if vendor.LIST_PAGE:
+        supported |= {"list", "list_request"}
+    if any(asks_for_a_token(vendor, names) for names in vendor.CREDENTIALS):
+        supported |= {"token"}
+    assert {fixture.call for fixture in ALL if fixture.slug == vendor.SLUG} == supported
+
+
+@every_vendor
+def test_the_fixtures_of_a_vendor_show_every_kind_of_answer(vendor: Vendor) -> None:
+    readings = [
+        told(fixture.read()) for fixture in ALL if fixture.vendor is vendor and fixture.call in ("callback", "status")
+    ]
+    seen = {str(reading.get(key)) for reading in readings for key in ("status", "problem") if isinstance(reading, dict)}
+    assert seen >= {"processing", "succeeded", "failed", "bad_json", "bad_shape", "unknown_status", "no_output"}
+    assert any(isinstance(reading, dict) and "refusal" in reading for reading in readings)
+
+
+# -- the contract ---------------------------------------------------------------------------------
+
+
+def asks_for_a_token(vendor: Vendor, names: tuple[str, ...]) -> bool:
+    return vendor.token_request(dict.fromkeys(names, "s3cret")) is not None
+
+
+def members(kind: type) -> list[str]:
+    return [name for name, member in vars(Vendor).items() if isinstance(member, kind) and not name.startswith("_")]
+
+
+@every_vendor
+@pytest.mark.parametrize("name", members(property))
+def test_a_constant_is_of_its_type(vendor: Vendor, name: str) -> None:
+    declared = get_type_hints(getattr(Vendor, name).fget)["return"]
+    assert msgspec.convert(getattr(vendor, name), declared) == getattr(vendor, name)
+
+
+@every_vendor
+@pytest.mark.parametrize("name", members(type(lambda: None)))
+def test_a_function_has_the_signature_of_the_contract(vendor: Vendor, name: str) -> None:
+    promised = inspect.signature(getattr(Vendor, name))
+    without_self = promised.replace(parameters=list(promised.parameters.values())[1:])
+    assert inspect.signature(getattr(vendor, name)) == without_self
+
+
+@every_vendor
+def test_constants_are_sane(vendor: Vendor) -> None:
+    assert urlsplit(vendor.BASE_URL)._replace(scheme="https", path="").geturl() == vendor.BASE_URL
+    assert urlsplit(vendor.DOCS).scheme == "https"
+    assert all(name.startswith(f"{vendor.SLUG.upper()}_") for names in vendor.CREDENTIALS for name in names)
+    assert 0 < vendor.RHYTHM.every <= vendor.RHYTHM.grace <= vendor.RHYTHM.slowest
+    assert vendor.READS.requests > 0
+    assert vendor.READS.seconds > 0
+
+
+@every_vendor
+def test_every_set_of_credentials_leads_to_headers_that_carry_the_secret(vendor: Vendor) -> None:
+    for names in vendor.CREDENTIALS:
+        if asks_for_a_token(vendor, names):
+            (name,) = vendor.CREDENTIALS[0]  # the token takes the place of the setting that is one
+            request = vendor.token_request(dict.fromkeys(names, "s3cret"))
+            assert request is not None
+            assert "s3cret" in str(request.json)
+            assert "s3cret" not in request.path + str(request.query)
+        else:
+            (name,) = names
+        assert any("s3cret" in value for value in vendor.headers({name: "s3cret"}).values())
+
+
+@every_vendor
+def test_what_a_vendor_does_not_have_says_so(vendor: Vendor) -> None:
+    if not vendor.LIST_PAGE:
+        with pytest.raises(LookupError, match="no list call"):
+            vendor.list_request(0)
+        assert isinstance(vendor.read_list(200, b'{"data": []}'), Refusal)
+    if not any(asks_for_a_token(vendor, names) for names in vendor.CREDENTIALS):
+        assert isinstance(vendor.read_token(b'{"data": {"access_token": "t", "expire_in": 1721289220}}'), Refusal)
+
+
+@every_vendor
+@pytest.mark.parametrize("vendor_job_id", ["x", "../../keys", "a?b=c&d", "a#b", "中 %2F"])
+def test_a_job_id_cannot_leave_its_place_in_the_status_request(vendor: Vendor, vendor_job_id: str) -> None:
+    request, plain = vendor.status_request(vendor_job_id), vendor.status_request("x")
+    assert request.method == plain.method == "GET"
+    assert request.path.count("/") == plain.path.count("/")
+    assert set(request.path) & set("?# 中") == set()
+    assert request.query.keys() == plain.query.keys()
+
+
+@pytest.mark.parametrize("slug", VENDORS)
+def test_a_vendor_module_is_pure(slug: str) -> None:
+    tree = list(ast.walk(ast.parse((MODULES / f"{slug}.py").read_text(encoding="utf-8"))))
+    imported = {node.module for node in tree if isinstance(node, ast.ImportFrom)}
+    assert [node for node in tree if isinstance(node, ast.Try | ast.TryStar | ast.Import | ast.AsyncFunctionDef)] == []
+    allowed = {"__future__", "collections.abc", "typing", "urllib.parse", "service.model", "service.vendors.base"}
+    assert imported <= allowed
+    names = {node.id for node in tree if isinstance(node, ast.Name)}
+    assert names & {"Any", "open", "print", "eval", "exec", "getattr", "__import__"} == set()
+
+
+# -- what holds for every reading -----------------------------------------------------------------
+
+
+def assert_honest(seen: object, source: Source) -> None:
+    """A reading says one thing: a status with all that belongs to it, or why there is none."""
+    assert isinstance(seen, Observation)
+    assert seen.source is source
+    if seen.problem is not None:
+        only = Observation(source=source, problem=seen.problem, detail=seen.detail, vendor_job_id=seen.vendor_job_id)
+        assert seen == only
+        assert seen.detail
+        assert len(seen.detail) < 400
+        return
+    assert seen.status is not None
+    assert seen.status not in OURS
+    assert (seen.error is not None) == (seen.status is Status.FAILED)
+    assert seen.outputs is None or (seen.outputs and seen.status is Status.SUCCEEDED)
+    assert seen.status is not Status.SUCCEEDED or seen.outputs or seen.result
+    assert seen.progress is None or 0 <= seen.progress <= 100
+    assert seen.vendor_job_id != ""
+    # It can be kept, and comes back as it was.
+    assert msgspec.json.decode(msgspec.json.encode(seen), type=Observation) == seen
+
+
+def assert_all_reads_are_honest(vendor: Vendor, http_status: int, body: bytes) -> None:
+    assert_honest(vendor.read_callback(body), Source.CALLBACK)
+    answer = vendor.read_status(http_status, body)
+    page = vendor.read_list(http_status, body)
+    for no in (answer, page, vendor.read_token(body)):
+        if isinstance(no, Refusal):
+            assert no.code in REFUSALS
+            assert no.message
+    if not isinstance(answer, Refusal):
+        assert 200 <= http_status < 300
+        assert_honest(answer, Source.POLL)
+    if isinstance(page, ListPage):
+        assert 200 <= http_status < 300
+        for row in page.observations:
+            assert_honest(row, Source.POLL)
+
+
+@each(lambda fixture: "args" not in fixture.data)
+def test_a_fixture_reads_honestly_by_every_call(fixture: Fixture) -> None:
+    assert_all_reads_are_honest(fixture.vendor, fixture.data.get("http_status", 200), fixture.body)
+
+
+@each(lambda fixture: fixture.call in ("callback", "status") and fixture.task is not None)
+def test_a_task_reads_alike_with_its_envelope_and_without_it(fixture: Fixture) -> None:
+    assert told(fixture.vendor.read_callback(encoded(fixture.task))) == fixture.data["expected"]
+    assert told(fixture.vendor.read_callback(encoded({"data": fixture.task}))) == fixture.data["expected"]
+
+
+@each(lambda fixture: fixture.call in ("callback", "status") and fixture.task is not None)
+def test_a_callback_and_a_status_answer_read_alike(fixture: Fixture) -> None:
+    pushed, polled = fixture.vendor.read_callback(fixture.body), fixture.vendor.read_status(200, fixture.body)
+    assert polled == msgspec.structs.replace(pushed, source=Source.POLL)
+
+
+@each(lambda fixture: fixture.call in ("callback", "status") and fixture.task is not None)
+def test_a_status_word_reads_alike_in_any_case(fixture: Fixture) -> None:
+    task = fixture.task or {}
+    (key,) = task.keys() & {"status", "state"}
+    for said in (str(task[key]).upper(), str(task[key]).title(), f" {task[key]}\n"):
+        assert told(fixture.vendor.read_callback(encoded({**task, key: said}))) == fixture.data["expected"]
+
+
+@every_vendor
+@pytest.mark.parametrize(
+    ("http_status", "code"),
+    [
+        (400, "invalid_input"),
+        (401, "unauthorized"),
+        (402, "insufficient_credit"),
+        (403, "forbidden"),
+        (404, "not_found"),
+        (422, "invalid_input"),
+        (429, "rate_limited"),
+        (500, "vendor_error"),
+        (503, "vendor_error"),
+        (302, "vendor_error"),
+        (418, "vendor_error"),
+    ],
+)
+@pytest.mark.parametrize("body", [b"", b"<html>", b"null", b"[]", b"{}", b'"no"', b'{"error": null, "msg": ""}'])
+def test_an_http_error_is_a_refusal_whatever_the_body(vendor: Vendor, http_status: int, code: str, body: bytes) -> None:
+    refusal = Refusal(code=code, message=f"HTTP {http_status}")
+    assert vendor.read_status(http_status, body) == refusal
+    if vendor.LIST_PAGE:
+        assert vendor.read_list(http_status, body) == refusal
+
+
+# -- hostile input --------------------------------------------------------------------------------
+
+
+def paths(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where there is something in a JSON value: its own place, and those of all within."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from paths(item, (*path, key))
+
+
+def replaced(value: Any, path: tuple[str | int, ...], new: object) -> object:
+    if not path:
+        return new
+    key, *rest = path
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    changed = {name: replaced(item, tuple(rest), new) if name == key else item for name, item in pairs}
+    return changed if isinstance(value, dict) else list(changed.values())
+
+
+BODIES = {
+    slug: [fixture.data["body"] for fixture in ALL if fixture.slug == slug and "body" in fixture.data]
+    for slug in VENDORS
+}
+
+
+def leaves(value: object) -> Iterator[object]:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    yield from (leaf for item in inner for leaf in leaves(item))
+    if not isinstance(value, dict | list):
+        yield value
+
+
+#: The vendors' own keys and values, so that junk reaches behind the first look.
+KEYS = sorted({str(key) for bodies in BODIES.values() for body in bodies for path in paths(body) for key in path})
+VALUES = [
+    json.loads(leaf) for leaf in sorted({json.dumps(leaf) for bodies in BODIES.values() for leaf in leaves(bodies)})
+]
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**40), 10**40)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20)
+    | st.sampled_from(VALUES),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), inner, max_size=6)
+    ),
+    max_leaves=16,
+)
+http_statuses = st.sampled_from([200, 201, 202, 204, 301, 400, 401, 404, 429, 500, 503])
+
+
+@every_vendor
+@given(http_status=http_statuses, body=st.binary(max_size=200))
+@settings(max_examples=50, deadline=None)
+def test_bytes_of_any_kind_read_honestly(vendor: Vendor, http_status: int, body: bytes) -> None:
+    assert_all_reads_are_honest(vendor, http_status, body)
+
+
+@every_vendor
+@given(http_status=http_statuses, value=json_values)
+@settings(max_examples=100, deadline=None)
+def test_json_of_any_kind_reads_honestly(vendor: Vendor, http_status: int, value: object) -> None:
+    assert_all_reads_are_honest(vendor, http_status, encoded(value))
+    assert vendor.read_callback(encoded(value)).problem is not Problem.BAD_JSON
+
+
+@every_vendor
+@given(data=st.data(), http_status=http_statuses, junk=json_values)
+@settings(max_examples=150, deadline=None)
+def test_a_fixture_with_one_odd_value_reads_honestly(
+    vendor: Vendor, data: st.DataObject, http_status: int, junk: object
+) -> None:
+    body = data.draw(st.sampled_from(BODIES[vendor.SLUG]))
+    path = data.draw(st.sampled_from(list(paths(body))))
+    assert_all_reads_are_honest(vendor, http_status, encoded(replaced(body, path, junk)))
+
+
+@every_vendor
+@pytest.mark.parametrize("depth", [50, 500, 900, 940, 960, 980, 1000, 100_000])
+def test_nesting_of_any_depth_reads_honestly(vendor: Vendor, depth: int) -> None:
+    for body in BODIES[vendor.SLUG][:20]:
+        for path in paths(body):
+            nested = encoded(replaced(body, path, "@deep@")).replace(b'"@deep@"', b"[" * depth + b"]" * depth)
+            assert_all_reads_are_honest(vendor, 200, nested)

@@ -1,0 +1,244 @@
+"""Brings a job's outputs home: the vendor's link → object storage, in a stream, hashed as it passes.
+
+`store_outputs` is the RQ task. It is safe to run twice and at the same time: a lease lets one run in, the object's key is
+made from the job, and the commit counts only while the job still says what the run read. Its failure is `archive: failed`
+after its retries and never touches `status`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Final
+from urllib.parse import urljoin
+from uuid import uuid4
+
+import httpx
+import msgspec
+
+from service import logs
+from service.deployment import Deployment, configured, opened
+from service.jobs import tasks
+from service.model import Archive, Job, Observation, Output, Problem, Source, Stored
+from service.storage import StorageError, content_type, object_key
+from workers import outbound
+from workers.vendor_client import VendorClient
+
+LEASE_MS: Final = 60_000
+#: A download may take this long, and must on the whole be at least this fast once it has had time to begin.
+MAX_SECONDS: Final = 3600.0
+MIN_BYTES_PER_SECOND: Final = 1024
+MIN_RATE_AFTER: Final = 60.0
+MAX_REDIRECTS: Final = 5
+
+_log = logs.get("archive")
+
+
+class NotStored(Exception):
+    """An attempt that did not bring the output home; another may."""
+
+
+class DeadLink(NotStored):
+    """The vendor's link is gone: another link is needed, not another attempt."""
+
+
+class Interrupted(Exception):
+    """This process is about to stop; another takes the task over."""
+
+
+class Archivist:
+    """What storing takes, and whether there is still time for it."""
+
+    def __init__(self, deployment: Deployment, http: httpx.AsyncClient) -> None:
+        self._store = deployment.store
+        self._tracker = deployment.tracker
+        self._storage = deployment.storage
+        self._settings = deployment.settings
+        self._http = http
+        self._vendors = VendorClient(deployment, http)
+        #: Set: uploads abort at their next chunk. (obstore leaves parts behind when it is merely cancelled.)
+        self.interrupted = False
+
+    async def store(self, job_id: str) -> str:
+        """One attempt. Returns what came of it in a word.
+
+        Raises:
+            Interrupted: The process stops; the task has to be enqueued again.
+        """
+        lease, owner = f"archive-{job_id}", uuid4().hex
+        if not await self._store.lease(lease, owner, LEASE_MS):
+            return "held by another run"
+        heart = asyncio.create_task(self._beat(job_id, lease, owner))
+        try:
+            job = await self._store.job(job_id)
+            if job is None or job.archive is not Archive.WAITING:
+                return "nothing to do"
+            return await self._attempt(job)
+        finally:
+            heart.cancel()
+            await self._store.give_up(lease, owner)
+
+    async def _beat(self, job_id: str, lease: str, owner: str) -> None:
+        """Say that the run is alive, as long as it is."""
+        while True:
+            await self._store.alive(job_id, tasks.PATIENCE)
+            await self._store.renew(lease, owner, LEASE_MS)
+            await asyncio.sleep(LEASE_MS / 4000)
+
+    async def _attempt(self, job: Job) -> str:
+        began = time.monotonic()
+        line = _log.bind(vendor=job.vendor, job_id=job.id)
+        try:
+            try:
+                outputs = await self._bring_home(job)
+            except DeadLink:
+                job = await self._with_fresh_links(job)
+                outputs = await self._bring_home(job)
+        except (NotStored, *StorageError) as error:
+            return await self._not_stored(job, error)
+        recorded = await self._tracker.record(
+            Observation(source=Source.ARCHIVE, archive=Archive.STORED, outputs=outputs),
+            vendor=job.vendor,
+            job_id=job.id,
+            expect={"outputs": job.outputs},
+        )
+        size = sum(output.stored.bytes for output in outputs if output.stored)
+        line.info("archive", outcome=recorded.outcome, bytes=size, seconds=round(time.monotonic() - began, 2))
+        return recorded.outcome
+
+    async def _not_stored(self, job: Job, error: Exception) -> str:
+        """Note the attempt; try again later, or give up after the last."""
+        made = await self._store.attempts(job.id)
+        delays = tasks.DEAD_LINK_RETRIES if isinstance(error, DeadLink) else tasks.ARCHIVE_RETRIES
+        words = f"attempt {made + 1}: {_words(error)}"
+        last = made >= len(delays)
+        seen = (
+            Observation(source=Source.ARCHIVE, archive=Archive.FAILED, detail=words)
+            if last
+            else Observation(
+                source=Source.ARCHIVE, problem=Problem.NOT_STORED, detail=f"{words}; next in {delays[made]} s"
+            )
+        )
+        await self._tracker.record(seen, vendor=job.vendor, job_id=job.id, retry_in=0 if last else delays[made])
+        _log.warning(
+            "archive", vendor=job.vendor, job_id=job.id, outcome="failed" if last else "not stored", detail=words
+        )
+        return "failed" if last else "to be tried again"
+
+    async def _with_fresh_links(self, job: Job) -> Job:
+        """The job after its vendor was asked again; the same where the vendor cannot be asked or has nothing better."""
+        if not job.vendor_job_id or not self._settings.accounts[job.vendor].complete:
+            return job
+        answer = await self._vendors.status(job.vendor, job.vendor_job_id)
+        if isinstance(answer.reading, Observation) and answer.reading.problem is None:
+            await self._tracker.record(answer.reading, vendor=job.vendor, job_id=job.id, raw=answer.raw)
+        return await self._store.job(job.id) or job
+
+    async def _bring_home(self, job: Job) -> tuple[Output, ...]:
+        """Every output with our copy of it."""
+        found = []
+        for number, output in enumerate(job.outputs):
+            key = object_key(job.vendor, job.id, number, output)
+            download = _Download(self, self._settings.max_output_bytes)
+            async with self._opened(output.url) as response:
+                await self._storage.put(key, download.chunks(response))
+            url = f"{self._settings.public_url}/v1/jobs/{job.id}/outputs/{number}"
+            stored = Stored(
+                url=url,
+                key=key,
+                bytes=download.size,
+                sha256=download.digest.hexdigest(),
+                content_type=content_type(key),
+            )
+            found.append(msgspec.structs.replace(output, stored=stored))
+        return tuple(found)
+
+    @asynccontextmanager
+    async def _opened(self, url: str) -> AsyncIterator[httpx.Response]:
+        """The answer to a GET, redirects followed one by one so that each target is judged anew."""
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                response = await self._http.send(self._http.build_request("GET", url), stream=True)
+            except outbound.TransportError as error:
+                raise NotStored(
+                    "the link's address is not allowed" if outbound.was_forbidden(error) else _words(error)
+                ) from error
+            try:
+                if response.has_redirect_location:
+                    url = urljoin(url, response.headers["location"])
+                    continue
+                _check(response)
+                yield response
+                return
+            finally:
+                await response.aclose()
+        raise NotStored(f"more than {MAX_REDIRECTS} redirects")
+
+
+class _Download:
+    """One stream on its way: counted, hashed, and held to its limits."""
+
+    def __init__(self, archivist: Archivist, limit: int) -> None:
+        self._archivist = archivist
+        self._limit = limit
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+    async def chunks(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        """The body's pieces. Whatever is wrong is raised here, inside the upload, which aborts it."""
+        began = time.monotonic()
+        try:
+            async for chunk in response.aiter_raw(2**18):
+                self.size += len(chunk)
+                self._check_limits(time.monotonic() - began)
+                self.digest.update(chunk)
+                yield chunk
+        except outbound.TransportError as error:
+            raise NotStored(f"the download broke off after {self.size} bytes: {_words(error)}") from error
+        if self.size == 0:
+            raise NotStored("the file is empty")
+
+    def _check_limits(self, seconds: float) -> None:
+        if self._archivist.interrupted:
+            raise Interrupted
+        if self.size > self._limit:
+            raise NotStored(f"the file is larger than {self._limit} bytes")
+        if seconds > MAX_SECONDS or (seconds > MIN_RATE_AFTER and self.size < MIN_BYTES_PER_SECOND * seconds):
+            raise NotStored(f"too slow: {self.size} bytes in {seconds:.0f} s")
+
+
+def _check(response: httpx.Response) -> None:
+    status = response.status_code
+    if status in (401, 403, 404, 410):
+        raise DeadLink(f"the link answers {status}")
+    if status != 200:
+        raise NotStored(f"the link answers {status}")
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type in ("text/html", "application/json", "application/xml", "text/xml"):
+        raise NotStored(f"the link answers with {media_type}, not with media")
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, NotStored):
+        return str(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")[:300]
+
+
+#: The archivist of a worker that runs many tasks at once. Under any other RQ worker each task brings its own.
+shared: ContextVar[Archivist] = ContextVar("archivist")
+
+
+async def store_outputs(job_id: str) -> str:
+    """The RQ task: one attempt to store a job's outputs."""
+    if archivist := shared.get(None):
+        return await archivist.store(job_id)
+    settings = configured()
+    async with (
+        opened(settings) as deployment,
+        outbound.client(allow_private_networks=settings.allow_private_networks) as http,
+    ):
+        return await Archivist(deployment, http).store(job_id)

@@ -1,0 +1,188 @@
+"""The RQ worker that loses nothing: many tasks at once in one process, on RQ's own queue and registries.
+
+RQ's worker runs one task a process and loses some at every restart. This one takes from a single queue by BLMOVE, so that a
+task is always in one list or another; on SIGTERM it only sets a flag; and what it still had to leave behind goes back to the
+head of the queue. Whatever dies with it is found by the poller's sweep. Only tasks on the list below are ever run: the
+name of a function in Redis is not a reason to call it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Final
+from uuid import uuid4
+
+import msgspec
+from redis import RedisError
+from rq import Worker as RQWorker
+from rq.job import Job as RQJob
+from rq.serializers import JSONSerializer
+from rq.utils import utcformat
+
+from service import logs
+from service.deployment import Deployment, configured, opened
+from service.jobs import tasks
+from service.jobs.store import connect_sync
+from service.settings import Settings
+from workers import archive, outbound
+from workers.archive import Archivist, Interrupted
+
+Task = Callable[..., Awaitable[object]]
+
+#: The allow-list: dotted path → task.
+TASKS: Final[dict[str, Task]] = {tasks.ARCHIVE_TASK: archive.store_outputs}
+
+#: Seconds that running tasks have to finish after SIGTERM, and then to put themselves back. SIGKILL comes after 30.
+GRACE: Final = 18.0
+PUT_BACK: Final = 6.0
+#: An execution without a worker leaves RQ's registry after so many seconds.
+EXECUTION_SECONDS: Final = 6 * 3600
+HEARTBEAT_SECONDS: Final = 30.0
+
+_log = logs.get("worker")
+
+
+class Worker:
+    """One process's share of one queue."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.name = f"{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
+        self._settings = deployment.settings
+        self._redis = deployment.redis
+        self._queue = deployment.settings.archive_queue
+        self._slots = asyncio.Semaphore(deployment.settings.worker_concurrency)
+        self._running: set[asyncio.Task[None]] = set()
+        self._start = self._redis.register_script((files("workers") / "lua" / "start.lua").read_text())
+        self._finish = self._redis.register_script((files("workers") / "lua" / "finish.lua").read_text())
+
+    async def run(self, stop: asyncio.Event, archivist: Archivist) -> None:
+        """Work until `stop` is set; then finish what can be finished in time, and put the rest back."""
+        archive.shared.set(archivist)
+        while not stop.is_set():
+            await self._slots.acquire()
+            task_id = await self._next()
+            if task_id is None:
+                self._slots.release()
+                continue
+            running = asyncio.create_task(self._work(task_id))
+            self._running.add(running)
+            running.add_done_callback(self._done)
+        if self._running:
+            _log.info("stopping", tasks=len(self._running))
+            await asyncio.wait(self._running, timeout=GRACE)
+        archivist.interrupted = True
+        if self._running:
+            await asyncio.wait(self._running, timeout=PUT_BACK)
+
+    def _done(self, running: asyncio.Task[None]) -> None:
+        self._running.discard(running)
+        self._slots.release()
+        if not running.cancelled() and (error := running.exception()):
+            _log.error("a task was left to the sweep", error=repr(error)[:300])
+
+    async def _next(self) -> str | None:
+        """The next task's id, moved to the intermediate list; None after a second without one."""
+        key = f"rq:queue:{self._queue}"
+        try:
+            found = await self._redis.blmove(key, f"{key}:intermediate", 1, "LEFT", "RIGHT")
+        except (RedisError, OSError) as error:
+            _log.warning("the queue does not answer", error=type(error).__name__, detail=str(error)[:200])
+            await asyncio.sleep(1)
+            return None
+        return None if found is None else os.fsdecode(found)
+
+    async def _work(self, task_id: str) -> None:
+        execution, now = uuid4().hex, time.time()
+        args: list[str | float] = [self._queue, task_id, execution, self.name, _utc(now), now, int(now + EXECUTION_SECONDS)]
+        data = await self._start(args=args)
+        if data is None:  # RQ has forgotten it; if anything is left to do, the sweep knows
+            return
+        outcome, trouble = await _run(data)
+        now = time.time()
+        await self._finish(args=[self._queue, task_id, execution, outcome, _utc(now), now])
+        if trouble:
+            _log.error("a task failed", task=task_id, trouble=trouble)
+            await asyncio.to_thread(self._register_failure, task_id, trouble)
+
+    def _register_failure(self, task_id: str, trouble: str) -> None:
+        """Into RQ's registry of failed jobs, by RQ's own code."""
+        with connect_sync(self._settings) as redis, redis.pipeline() as pipeline:
+            job = RQJob.fetch(task_id, connection=redis, serializer=JSONSerializer)
+            job._handle_failure(trouble, pipeline, worker_name=self.name)
+            pipeline.execute()
+
+
+async def _run(data: bytes) -> tuple[str, str]:
+    """Run what a task's data names. Its outcome for RQ, and the trouble it met."""
+    try:
+        path, _, args, kwargs = msgspec.json.decode(data, type=tuple[str, None, list[object], dict[str, object]])
+        task = TASKS.get(path)
+        if task is None:
+            return "failed", f"{path!r} is not a task of this worker"
+        await task(*args, **kwargs)
+    except Interrupted:
+        return "again", ""
+    except Exception:
+        return "failed", traceback.format_exc()
+    return "finished", ""
+
+
+def _utc(seconds: float) -> str:
+    return utcformat(datetime.fromtimestamp(seconds, UTC))
+
+
+async def _be_seen(settings: Settings, worker: Worker, stop: asyncio.Event) -> None:
+    """Let RQ's tools see this worker, by RQ's own code. Nothing depends on it."""
+    with connect_sync(settings) as redis:
+        seen = RQWorker([settings.archive_queue], name=worker.name, connection=redis, serializer=JSONSerializer)
+        seen.log.setLevel("WARNING")
+        step: Callable[[], object] = seen.register_birth
+        while not stop.is_set():
+            try:
+                await asyncio.to_thread(step)
+                step = seen.heartbeat
+            except (RedisError, OSError) as error:
+                _log.warning("not seen by RQ", error=type(error).__name__)
+            try:
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+        with suppress(RedisError, OSError):
+            await asyncio.to_thread(seen.register_death)
+
+
+async def run(deployment: Deployment, stop: asyncio.Event) -> None:
+    """A worker over a deployment, until `stop` is set."""
+    settings = deployment.settings
+    worker = Worker(deployment)
+    async with (
+        outbound.client(allow_private_networks=settings.allow_private_networks) as http,
+        asyncio.TaskGroup() as group,
+    ):
+        group.create_task(_be_seen(settings, worker, stop))
+        await worker.run(stop, Archivist(deployment, http))
+
+
+async def main() -> None:
+    settings = configured()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with opened(settings) as deployment:
+        _log.info("worker started", queue=settings.archive_queue, concurrency=settings.worker_concurrency)
+        await run(deployment, stop)
+        _log.info("worker stopped")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

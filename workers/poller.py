@@ -1,0 +1,208 @@
+"""The poller: asks vendors about jobs whose callback has not come, ends what nobody can end, and sweeps.
+
+Its own process; any number of them share the work. A job that is due is claimed with a lease, so that a poller that dies
+delays it and loses nothing. Each vendor has a loop of its own: one that hangs holds up no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final
+
+from redis import RedisError
+
+from service import logs
+from service.deployment import Deployment, configured, opened
+from service.jobs.store import Claim
+from service.jobs.tracker import CommitFailed
+from service.model import Observation, Problem, Source, Status
+from service.vendors import VENDORS
+from service.vendors.base import Refusal
+from workers import outbound
+from workers.vendor_client import Answer, VendorClient
+
+#: Seconds between looks at what is due: how long "at once" may take.
+TICK: Final = 0.5
+#: A claimed job belongs to its poller for so long. Longer than any call to a vendor may take.
+LEASE_MS: Final = 120_000
+CLAIM: Final = 200
+IN_FLIGHT: Final = 16
+#: From so many due jobs on, a vendor's list call is cheaper than asking for each.
+LIST_FROM: Final = 2
+MAX_PAGES: Final = 20
+
+#: Refusals that speak of the job that was asked about, not of the vendor's health.
+_ABOUT_THE_JOB: Final = frozenset({"not_found", "forbidden", "invalid_input"})
+
+_log = logs.get("poller")
+
+
+class Poller:
+    """All the loops of one poller process."""
+
+    def __init__(self, deployment: Deployment, vendors: VendorClient) -> None:
+        self._store = deployment.store
+        self._tracker = deployment.tracker
+        self._vendors = vendors
+        self._askable = [slug for slug, account in deployment.settings.accounts.items() if account.complete]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Poll and sweep until `stop` is set; what is under way by then is finished."""
+        async with asyncio.TaskGroup() as loops:
+            for slug in self._askable:
+                loops.create_task(self._loop(stop, partial(self.look_after, slug)))
+            loops.create_task(self._loop(stop, self.expire))
+            loops.create_task(self._loop(stop, self.sweep))
+            loops.create_task(self._loop(stop, self.watch, every=60))
+
+    async def _loop(self, stop: asyncio.Event, turn: Callable[[], Awaitable[bool]], every: float = TICK) -> None:
+        """Take turns; at once while there is more to do, else after `every` seconds."""
+        while not stop.is_set():
+            try:
+                if await turn():
+                    continue
+            except (RedisError, CommitFailed, OSError) as error:
+                _log.warning("the store does not answer", error=type(error).__name__, detail=str(error)[:200])
+            except Exception:  # a turn that stumbles over one job must not end the watch over all the others
+                _log.exception("a turn failed")
+            await _wait(stop, every)
+
+    # -- asking --------------------------------------------------------------------------------------
+
+    async def look_after(self, slug: str) -> bool:
+        """Ask a vendor about those of its jobs that are due. Whether there may be more of them."""
+        claims = await self._store.claim_polls(slug, LEASE_MS, CLAIM)
+        if not claims:
+            return False
+        left = {claim.vendor_job_id: claim for claim in claims}
+        fine = True
+        if VENDORS[slug].LIST_PAGE and len(claims) >= LIST_FROM:
+            fine = await self._look_at_list(slug, left)
+        if fine and left:
+            fine = await self._look_at_each(slug, left)
+        if fine:
+            await self._store.vendor_well(slug)
+        return fine and len(claims) == CLAIM
+
+    async def _look_at_list(self, slug: str, left: dict[str, Claim]) -> bool:
+        """Take what the list call tells about the due jobs out of `left`. False: the vendor is unwell."""
+        for page_number in range(MAX_PAGES):
+            page, retry_after = await self._vendors.list_page(slug, page_number)
+            if isinstance(page, Refusal):
+                return await self._refused(slug, page, retry_after, left)
+            for seen in page.observations:
+                claim = left.get(seen.vendor_job_id or "")
+                # Rows are sparse: what failed a job, and what could not be understood, is asked for by its own call.
+                if claim and seen.problem is None and seen.status is not Status.FAILED:
+                    del left[claim.vendor_job_id]
+                    await self._record(slug, claim, seen, b"")
+            if not left or not page.more:
+                break
+        return True
+
+    async def _look_at_each(self, slug: str, left: dict[str, Claim]) -> bool:
+        """Ask for each job in `left`, some at a time. False: the vendor is unwell."""
+        turns = asyncio.Semaphore(IN_FLIGHT)
+        fine = True
+
+        async def look(claim: Claim) -> None:
+            nonlocal fine
+            async with turns:
+                if not fine:
+                    return
+                answer = await self._vendors.status(slug, claim.vendor_job_id)
+                if isinstance(answer.reading, Refusal) and answer.reading.code not in _ABOUT_THE_JOB:
+                    if fine:
+                        fine = await self._refused(slug, answer.reading, answer.retry_after, left)
+                    return
+                left.pop(claim.vendor_job_id, None)
+                await self._record(slug, claim, _observed(answer), answer.raw)
+
+        async with asyncio.TaskGroup() as looks:
+            for claim in list(left.values()):
+                looks.create_task(look(claim))
+        return fine
+
+    async def _record(self, slug: str, claim: Claim, seen: Observation, raw: bytes) -> None:
+        recorded = await self._tracker.record(seen, vendor=slug, job_id=claim.job_id, raw=raw)
+        _log.info(
+            "poll", vendor=slug, job_id=claim.job_id, status=seen.status, problem=seen.problem, outcome=recorded.outcome
+        )
+
+    async def _refused(self, slug: str, refusal: Refusal, retry_after: float, left: dict[str, Claim]) -> bool:
+        """The vendor is unwell: leave it alone for a while, and look at the claimed jobs when it is tried again."""
+        wait = await self._store.vendor_unwell(slug, int(retry_after * 1000))
+        at = await self._store.now_ms() + int(wait * 1000)
+        await self._store.poll_again(slug, [claim.job_id for claim in left.values()], at)
+        _log.warning(
+            "vendor unwell", vendor=slug, code=refusal.code, detail=refusal.message[:200], retry_in=wait, jobs=len(left)
+        )
+        return False
+
+    # -- what is due without any vendor ------------------------------------------------------------------
+
+    async def expire(self) -> bool:
+        """End the wait for jobs whose deadline has passed. A later verdict still lands."""
+        due = await self._store.claim_deadlines(LEASE_MS, CLAIM)
+        for job_id in due:
+            job = await self._store.job(job_id)
+            if job is None:
+                continue
+            seen = Observation(source=Source.DEADLINE, status=Status.EXPIRED, detail="no verdict by the deadline")
+            recorded = await self._tracker.record(seen, vendor=job.vendor, job_id=job_id)
+            _log.warning("expired", vendor=job.vendor, job_id=job_id, outcome=recorded.outcome)
+        return len(due) == CLAIM
+
+    async def sweep(self) -> bool:
+        """Enqueue again whatever should have moved and did not."""
+        pushed = await self._store.sweep(CLAIM)
+        if pushed:
+            _log.info("swept", tasks=pushed)
+        return pushed == CLAIM
+
+    async def watch(self) -> bool:
+        """Look after jobs that were registered before their vendor had credentials."""
+        for slug in self._askable:
+            found = await self._store.watch(slug, await self._store.now_ms())
+            if found:
+                _log.info("watched from now on", vendor=slug, jobs=found)
+        return False
+
+
+def _observed(answer: Answer) -> Observation:
+    if isinstance(answer.reading, Observation):
+        return answer.reading
+    detail = f"{answer.reading.code}: {answer.reading.message}"
+    return Observation(source=Source.POLL, problem=Problem.UNKNOWN_JOB, detail=detail[:500])
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        pass
+
+
+async def run(deployment: Deployment, stop: asyncio.Event) -> None:
+    """A poller over a deployment, until `stop` is set."""
+    async with outbound.client(allow_private_networks=deployment.settings.allow_private_networks) as http:
+        await Poller(deployment, VendorClient(deployment, http)).run(stop)
+
+
+async def main() -> None:
+    settings = configured()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with opened(settings) as deployment:
+        _log.info("poller started", vendors=[slug for slug, account in settings.accounts.items() if account.complete])
+        await run(deployment, stop)
+        _log.info("poller stopped")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

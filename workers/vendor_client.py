@@ -1,0 +1,145 @@
+"""The only caller of vendors: authentication, rate limits, and what went wrong in words of ours.
+
+Whatever happens on the way, the answer is an observation, a page, or a refusal; never an exception of a library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from email.utils import parsedate_to_datetime
+from typing import Final
+from uuid import uuid4
+
+import httpx
+import msgspec
+
+from service.deployment import Deployment
+from service.model import Observation
+from service.vendors import VENDORS
+from service.vendors.base import ListPage, Refusal, Request
+from workers.outbound import TransportError
+
+#: Bytes of a vendor's answer; a status answer has hundreds.
+MAX_ANSWER: Final = 16 * 2**20
+#: A token is renewed this long before the vendor says it dies.
+_TOKEN_MARGIN: Final = 300
+_TOKEN_LOCK_MS: Final = 30_000
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a vendor said, and the bytes it said it with."""
+
+    reading: Observation | Refusal
+    raw: bytes = b""
+    retry_after: float = 0.0  #: seconds, where the vendor asked for them
+
+
+class VendorClient:
+    """Calls vendors for one process; what has to be shared with other processes is in Redis."""
+
+    def __init__(self, deployment: Deployment, http: httpx.AsyncClient) -> None:
+        self._store = deployment.store
+        self._accounts = deployment.settings.accounts
+        self._http = http
+
+    async def status(self, slug: str, vendor_job_id: str) -> Answer:
+        """Ask a vendor about one of its jobs."""
+        vendor = VENDORS[slug]
+        http_status, raw, retry_after = await self._call(slug, vendor.status_request(vendor_job_id))
+        reading = raw if isinstance(raw, Refusal) else vendor.read_status(http_status, raw)
+        return Answer(reading, b"" if isinstance(raw, Refusal) else raw, retry_after)
+
+    async def list_page(self, slug: str, page: int) -> tuple[ListPage | Refusal, float]:
+        """One page of a vendor's list call, newest first, and the seconds the vendor asked to be left alone."""
+        vendor = VENDORS[slug]
+        http_status, raw, retry_after = await self._call(slug, vendor.list_request(page))
+        return raw if isinstance(raw, Refusal) else vendor.read_list(http_status, raw), retry_after
+
+    async def _call(self, slug: str, request: Request) -> tuple[int, bytes | Refusal, float]:
+        limit = VENDORS[slug].READS
+        while wait := await self._store.take_turn(slug, "read", limit.requests, int(limit.seconds * 1000)):
+            await asyncio.sleep(wait)
+        token = await self._token(slug)
+        if isinstance(token, Refusal):
+            return 0, token, 0.0
+        status, raw, retry_after = await self._send(slug, request, token)
+        if token and not isinstance(raw, Refusal) and self._refused_token(slug, status, raw):
+            await self._store.drop_token(slug, token)
+            token = await self._token(slug)
+            if isinstance(token, Refusal):
+                return 0, token, 0.0
+            status, raw, retry_after = await self._send(slug, request, token)
+        return status, raw, retry_after
+
+    def _refused_token(self, slug: str, status: int, raw: bytes) -> bool:
+        reading = VENDORS[slug].read_status(status, raw)
+        return isinstance(reading, Refusal) and reading.code == "unauthorized"
+
+    async def _token(self, slug: str) -> str | Refusal:
+        """The vendor's temporary token, made once for all processes (a new one kills the old); empty where it needs none."""
+        vendor, credentials = VENDORS[slug], self._accounts[slug].credentials
+        request = vendor.token_request(credentials)
+        if request is None:
+            return ""
+        owner = uuid4().hex
+        for _ in range(_TOKEN_LOCK_MS // 100):
+            cached = await self._store.cached_token(slug)
+            if cached:
+                return cached
+            if await self._store.lease(f"token-{slug}", owner, _TOKEN_LOCK_MS):
+                break
+            await asyncio.sleep(0.1)  # another process is getting one
+        try:
+            _, raw, _ = await self._send(slug, request, None)
+            token = raw if isinstance(raw, Refusal) else vendor.read_token(raw)
+            if isinstance(token, Refusal):
+                return token
+            await self._store.cache_token(slug, token.value, int(token.expires_at - time.time() - _TOKEN_MARGIN))
+            return token.value
+        finally:
+            await self._store.give_up(f"token-{slug}", owner)
+
+    async def _send(self, slug: str, request: Request, token: str | None) -> tuple[int, bytes | Refusal, float]:
+        """One request. `token` is None for the token request itself, which goes out without authentication."""
+        account = self._accounts[slug]
+        headers: dict[str, str] = {}
+        if token is not None:
+            headers = VENDORS[slug].headers(
+                account.credentials if not token else {f"{slug.upper()}_ACCESS_TOKEN": token}
+            )
+        try:
+            async with self._http.stream(
+                request.method,
+                account.base_url + request.path,
+                params=request.query or None,
+                json=request.json,
+                headers=headers,
+            ) as response:
+                body = await _bounded(response)
+        except TransportError as error:
+            words = f"{type(error).__name__}: {error}".removesuffix(": ")
+            return 0, Refusal(code="vendor_unreachable", message=words), 0.0
+        if body is None:
+            return 0, Refusal(code="vendor_error", message=f"the answer has more than {MAX_ANSWER} bytes"), 0.0
+        return response.status_code, body, _retry_after(response)
+
+
+async def _bounded(response: httpx.Response) -> bytes | None:
+    body = bytearray()
+    async with asyncio.timeout(60):  # a read timeout alone never ends a drip
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > MAX_ANSWER:
+                return None
+    return bytes(body)
+
+
+def _retry_after(response: httpx.Response) -> float:
+    value = response.headers.get("retry-after", "")
+    if value.isdigit():
+        return min(float(value), 3600.0)
+    try:
+        return min(max(0.0, parsedate_to_datetime(value).timestamp() - time.time()), 3600.0)
+    except ValueError:
+        return 0.0
