@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import callbacks, health, jobs, quarantine
 from service.api.auth import BearerKeys
-from service.api.problems import ApiError, on_api_error, on_bug, on_http_exception, on_store_down
+from service.api.problems import ApiError, on_error
 from service.deployment import Deployment, configured
 from service.jobs.tracker import CommitFailed
 from service.settings import Settings
@@ -37,13 +37,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     router = Starlette(
         routes=[*health.routes(deployment), api],
         lifespan=lifespan,
-        exception_handlers={
-            ApiError: on_api_error,
-            HTTPException: on_http_exception,
-            RedisError: on_store_down,
-            CommitFailed: on_store_down,
-            Exception: on_bug,
-        },
+        exception_handlers=dict.fromkeys((ApiError, HTTPException, RedisError, CommitFailed, Exception), on_error),
     )
     return _InFront(callbacks.Callbacks(deployment), router)
 

@@ -55,7 +55,7 @@ def rhythms(settings: Settings) -> dict[str, Ask]:
 
 
 def configured() -> Settings:
-    """The settings of this process, with logging set up; ends the process with a readable list where they are unusable."""
+    """The settings of this process, with logging set up; or the end of it with a readable list of problems."""
     try:
         settings = load(VENDORS.values())
     except SettingsError as error:

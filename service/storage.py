@@ -10,7 +10,7 @@ import mimetypes
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 import obstore
@@ -86,5 +86,5 @@ class Storage:
 
     async def signed_url(self, key: str) -> str:
         """A URL from which anybody can fetch the object for a quarter of an hour."""
-        assert isinstance(self._store, S3Store | GCSStore | AzureStore)
-        return await obstore.sign_async(self._store, "GET", key, expires_in=_SIGNED_FOR)
+        bucket = cast("S3Store | GCSStore | AzureStore", self._store)  # `path` is for the other kind
+        return await obstore.sign_async(bucket, "GET", key, expires_in=_SIGNED_FOR)

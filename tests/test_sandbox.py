@@ -211,13 +211,10 @@ def submit(api: httpx.Client, vendor: str, *, callback: str | None = None, fault
 
 
 def job_id(vendor: str, answer: Any) -> str:
-    found: str = {
-        "lipsync_studio": lambda: answer["id"],
-        "kitta": lambda: answer["taskId"],
-        "chanjing": lambda: answer["data"],
-        "apimodels": lambda: answer["data"]["taskId"],
-    }[vendor]()
-    return found
+    if vendor == "chanjing":
+        return str(answer["data"])
+    part = answer["data"] if vendor == "apimodels" else answer
+    return str(part["id" if vendor == "lipsync_studio" else "taskId"])
 
 
 def ask(api: httpx.Client, vendor: str, id: str) -> Any:
@@ -239,13 +236,10 @@ def word(vendor: str, answer: Any) -> Any:
 
 
 def link(vendor: str, answer: Any) -> str | None:
-    found: str | None = {
-        "lipsync_studio": lambda: answer["output"],
-        "kitta": lambda: answer["resultVideoUrl"],
-        "chanjing": lambda: answer["data"]["video_url"] or None,
-        "apimodels": lambda: answer["data"].get("resultUrls", [None])[0],
-    }[vendor]()
-    return found
+    if vendor == "apimodels":
+        return next(iter(answer["data"].get("resultUrls", [])), None)
+    part = answer["data"] if vendor == "chanjing" else answer
+    return part[{"lipsync_studio": "output", "kitta": "resultVideoUrl", "chanjing": "video_url"}[vendor]] or None
 
 
 def entry(api: httpx.Client, vendor: str, id: str) -> Any:
@@ -390,3 +384,834 @@ APIMODELS_CALLBACK = {
         "createTime": 1705123450000,
     },
 }
+
+
+# -- happy paths, against the samples -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("lipsync-video", {"video": VIDEO, "audio": AUDIO, "mask_image": IMAGE, "prompt": "calm", "seed": 42}),
+        ("lipsync-image", {"image": IMAGE, "audio": AUDIO, "resolution": "720p", "seed": 42}),
+        ("lipsync-image-multi", {"image": IMAGE, "left_audio": AUDIO, "right_audio": AUDIO, "order": "meanwhile"}),
+    ],
+)
+def test_lipsync_studio_keeps_to_its_page(
+    api: httpx.Client, receiver: Receiver, model: str, fields: dict[str, Any]
+) -> None:
+    url = receiver.fresh()
+    answer = api.post(f"{LIPSYNC}/{model}", json={"webhook": url, "formState": fields}, headers=BEARER)
+    assert answer.status_code == 200
+    assert form(answer.json()) == form(LIPSYNC_SUBMITTED)
+    id = answer.json()["id"]
+    assert ask(api, "lipsync_studio", id) == LIPSYNC_PROCESSING | {"id": id}
+    [callback] = until(lambda: receiver.got(url))
+    assert form(callback.json) == form(LIPSYNC_COMPLETED)
+    assert callback.json["model"] == model
+    assert callback.headers.keys() == {"host", "content-type", "content-length"}
+    assert callback.headers["content-type"] == "application/json"
+    assert ask(api, "lipsync_studio", id) == callback.json
+
+
+def test_kitta_keeps_to_its_page(api: httpx.Client) -> None:
+    answer = api.post(KITTA, json=BODIES["kitta"], headers=BEARER)
+    assert answer.status_code == 202
+    created = answer.json()
+    assert form(created) == form(KITTA_CREATED)
+    assert created["creditsCharged"] == 1200
+    assert created["id"] != created["taskId"]
+    id = created["taskId"]
+    until(lambda: ask(api, "kitta", id)["status"] == "processing")
+    done = until(lambda: (task := ask(api, "kitta", id))["status"] == "succeeded" and task)
+    assert form(done) == form(KITTA_SUCCEEDED)
+    assert done | {"id": created["id"], "creditsCharged": 1200, "createdAt": created["createdAt"]} == done
+    listed = api.get(KITTA, headers=BEARER).json()
+    assert form(listed) == form(KITTA_LIST)
+    assert listed["data"] == [{key: done[key] for key in KITTA_LIST["data"][0]}]  # type: ignore[index]
+
+
+def test_kitta_lists_in_pages_newest_first_and_by_status(api: httpx.Client) -> None:
+    first, second, third = (submit(api, "kitta", faults=faults) for faults in ("", "job_failed", "job_stuck"))
+
+    def listed(**query: str | int) -> tuple[list[str], Any]:
+        answer = api.get(KITTA, params=query, headers=BEARER).json()
+        return [row["taskId"] for row in answer["data"]], answer["pagination"]
+
+    until(lambda: listed(status="failed")[0] == [second])
+    assert listed() == ([third, second, first], {"limit": 20, "offset": 0, "hasMore": False})
+    assert listed(limit=2) == ([third, second], {"limit": 2, "offset": 0, "hasMore": True})
+    assert listed(limit=2, offset=2) == ([first], {"limit": 2, "offset": 2, "hasMore": False})
+    assert listed(status="processing")[0] == [third]
+    assert listed(status="succeeded")[0] == [first]
+    assert listed(status="pending")[0] == []
+
+
+def upload(api: httpx.Client, service: str, name: str, content: bytes) -> str:
+    """Chanjing's three steps; the file's id, once the file can be used."""
+    address = api.get(
+        f"{CHANJING}/common/create_upload_url", params={"service": service, "name": name}, headers=TOKEN
+    ).json()
+    assert address["code"] == 0, address
+    file = address["data"]
+    assert file.keys() == {"sign_url", "mime_type", "file_id", "full_path", "key"}
+
+    def status() -> int:
+        detail = api.get(f"{CHANJING}/common/file_detail", params={"id": file["file_id"]}, headers=TOKEN).json()
+        found: int = detail["data"]["status"]
+        return found
+
+    assert status() == 0
+    assert api.put(file["sign_url"], content=content, headers={"Content-Type": "text/plain"}).status_code == 403
+    assert api.put(file["sign_url"], content=content, headers={"Content-Type": file["mime_type"]}).status_code == 200
+    assert [status(), status()] == [0, 1]
+    id: str = file["file_id"]
+    return id
+
+
+def test_chanjing_keeps_to_its_page(api: httpx.Client, receiver: Receiver) -> None:
+    url = receiver.fresh()
+    video = upload(api, "lip_sync_video", "face.mp4", api.get("/media/input/face.mp4").content)
+    audio = upload(api, "lip_sync_audio", "voice.mp3", api.get("/media/input/voice.mp3").content)
+    body = {"video_file_id": video, "audio_type": "audio", "audio_file_id": audio, "model": 1, "callback": url}
+    created = api.post(CREATE, json=body, headers=TOKEN).json()
+    assert form(created) == form(CHANJING_CREATED)
+    id = created["data"]
+    seen = [ask(api, "chanjing", id)["data"]]
+    [callback] = until(lambda: receiver.got(url))
+    assert form(callback.json) == form(CHANJING_CALLBACK)
+    assert callback.json["trace_id"] == created["trace_id"]
+    seen.append(ask(api, "chanjing", id)["data"])
+    assert [row["status"] for row in seen] == [0, 20]
+    assert seen[0] == seen[1] | {
+        "status": 0, "progress": 0, "msg": "", "video_url": "", "preview_url": "", "duration": 0
+    }  # fmt: skip
+    assert seen[1] == callback.json["data"]
+    assert api.get(seen[1]["preview_url"]).headers["content-type"] == "image/jpeg"
+    listed = api.post(LIST, json={"page": 1, "page_size": 10}, headers=TOKEN).json()["data"]
+    assert listed == {"list": [seen[1]], "page_info": {"page": 1, "size": 10, "total_count": 1, "total_page": 1}}
+    assert api.post(LIST, json={"page": 2, "page_size": 10}, headers=TOKEN).json()["data"]["list"] == []
+
+
+@pytest.mark.parametrize("text", [TTS["text"], [TTS["text"], "奔流到海不复回。"]])
+def test_chanjing_takes_text_as_a_string_and_as_strings(api: httpx.Client, text: str | list[str]) -> None:
+    body = BODIES["chanjing"] | {"tts_config": TTS | {"text": text}}
+    assert api.post(CREATE, json=body, headers=TOKEN).json()["code"] == 0
+
+
+def test_apimodels_finds_faces_and_syncs_one_of_them(api: httpx.Client, receiver: Receiver) -> None:
+    url = receiver.fresh()
+    body: dict[str, Any] = {"model": "kling-identify-face", "video_url": VIDEO, "callback_url": url}
+    answer = api.post(APIMODELS, json=body, headers=BEARER)
+    assert form(answer.json()) == form(APIMODELS_PENDING)
+    assert answer.json()["data"] | {"state": "pending", "model": body["model"]} == answer.json()["data"]
+    [callback] = until(lambda: receiver.got(url))
+    faces = ask(api, "apimodels", job_id("apimodels", answer.json()))
+    assert form(faces) == form(APIMODELS_FACES)
+    assert form(callback.json) == form(APIMODELS_CALLBACK)
+    assert callback.json["data"]["model"] == "kling-video/kling-identify-face"
+    assert json.loads(callback.json["data"]["resultJson"]) == faces["data"]["faceData"]
+    assert api.get(faces["data"]["faceData"]["face_list"][0]["face_reference"]).status_code == 200
+
+    session = faces["data"]["faceData"]
+    face = session["face_list"][0]["face_id"]
+    body = BODIES["apimodels"] | {"session_id": session["session_id"], "face_id": face, "callback_url": url}
+    id = job_id("apimodels", api.post(APIMODELS, json=body, headers=BEARER).json())
+    callback = until(lambda: receiver.got(url)[1:])[0]
+    done = ask(api, "apimodels", id)
+    assert form(done) == form(APIMODELS_COMPLETED)
+    data = callback.json["data"]
+    assert form(callback.json) == form(APIMODELS_CALLBACK)
+    assert json.loads(data["param"]) == body
+    assert json.loads(data["resultJson"]) == {"resultUrls": done["data"]["resultUrls"], "videoDuration": 2}
+    assert data["completeTime"] - data["createTime"] == data["costTime"] == SECONDS * 1000
+
+
+@pytest.mark.parametrize(
+    ("vendor", "sample"),
+    [
+        ("lipsync_studio", LIPSYNC_FAILED),
+        ("kitta", KITTA_FAILED),
+        ("chanjing", CHANJING_CALLBACK),
+        ("apimodels", APIMODELS_FAILED),
+    ],
+)
+def test_failed_jobs_say_so_in_the_vendors_way(api: httpx.Client, vendor: str, sample: Any) -> None:
+    answer = finished(api, vendor, submit(api, vendor, faults="job_failed"))
+    assert form(answer) == form(sample)
+    assert word(vendor, answer) in ("failed", 30)
+    assert link(vendor, answer) is None
+
+
+def test_failed_callback_of_apimodels_has_no_result(api: httpx.Client, receiver: Receiver) -> None:
+    url = receiver.fresh()
+    submit(api, "apimodels", callback=url, faults="no_face")
+    [callback] = until(lambda: receiver.got(url))
+    data = callback.json["data"]
+    assert (data["state"], data["resultJson"]) == ("failed", None)
+    assert (type(data["failCode"]), data["failMsg"]) == (str, "Face detection failed: no faces found")
+
+
+# -- refusals -----------------------------------------------------------------------------------------
+
+
+def changed(vendor: str, *removed: str, **fields: Any) -> dict[str, Any]:
+    body = {key: value for key, value in body_of(vendor).items() if key not in removed}
+    return body | fields
+
+
+def form_state(**fields: Any) -> dict[str, Any]:
+    return {"formState": BODIES["lipsync_studio"]["formState"] | fields}
+
+
+def tts(**fields: Any) -> dict[str, Any]:
+    return changed("chanjing", tts_config=TTS | fields)
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("lipsync_studio", {}),
+    ("lipsync_studio", {"formState": {"video": VIDEO}}),
+    ("lipsync_studio", form_state(order="meanwhile")),
+    ("lipsync_studio", form_state(image=IMAGE)),
+    ("lipsync_studio", form_state(video="face.mp4")),
+    ("lipsync_studio", form_state(audio="ftp://example.com/voice.mp3")),
+    ("lipsync_studio", form_state(audio=7)),
+    ("lipsync_studio", form_state(resolution="1080p")),
+    ("lipsync_studio", form_state(seed="42")),
+    ("lipsync_studio", form_state(seed=1.5)),
+    ("lipsync_studio", form_state(mask_image=None)),
+    ("lipsync_studio", changed("lipsync_studio", webhook="http://example.com/hook")),
+    ("lipsync_studio", changed("lipsync_studio", webhook="http://127.0.0.1.example.com/hook")),
+    ("lipsync_studio", changed("lipsync_studio", webhook="hook")),
+    ("lipsync_studio", changed("lipsync_studio", webhookUrl="https://example.com/hook")),
+    ("kitta", changed("kitta", "model")),
+    ("kitta", changed("kitta", "audioUrl")),
+    ("kitta", changed("kitta", "videoUrl")),
+    ("kitta", changed("kitta", "videoUrl", imageUrl=IMAGE)),
+    ("kitta", changed("kitta", inputMode="image")),
+    ("kitta", changed("kitta", inputMode="text")),
+    ("kitta", changed("kitta", model="kitta-lip-sync-v2")),
+    ("kitta", changed("kitta", audioUrl="voice.mp3")),
+    ("kitta", changed("kitta", referenceImageUrl="nowhere")),
+    ("kitta", changed("kitta", durationSeconds="12")),
+    ("kitta", changed("kitta", durationSeconds=0)),
+    ("kitta", changed("kitta", callback="https://example.com/hook")),
+    ("chanjing", changed("chanjing", "video_file_id")),
+    ("chanjing", changed("chanjing", video_file_id="e284db4d95de4220afe78132158156b5")),
+    ("chanjing", changed("chanjing", video_file_id="")),
+    ("chanjing", changed("chanjing", "tts_config")),
+    ("chanjing", changed("chanjing", audio_type="audio")),
+    ("chanjing", changed("chanjing", audio_type="audio", audio_file_id="unknown")),
+    ("chanjing", changed("chanjing", audio_type="song")),
+    ("chanjing", changed("chanjing", volume=0)),
+    ("chanjing", changed("chanjing", volume=101)),
+    ("chanjing", changed("chanjing", volume="100")),
+    ("chanjing", changed("chanjing", backway=3)),
+    ("chanjing", changed("chanjing", model=2)),
+    ("chanjing", changed("chanjing", drive_mode="fast")),
+    ("chanjing", changed("chanjing", screen_width=0)),
+    ("chanjing", changed("chanjing", callback="hook")),
+    ("chanjing", changed("chanjing", callback_url="https://example.com/hook")),
+    ("chanjing", tts(speed=0.4)),
+    ("chanjing", tts(speed=2.1)),
+    ("chanjing", tts(text=[])),
+    ("chanjing", tts(text=[1])),
+    ("chanjing", tts(audio_man_id=None)),
+    ("chanjing", tts(voice="x")),
+    ("apimodels", {}),
+    ("apimodels", changed("apimodels", model="kling-lip-sync")),
+    ("apimodels", changed("apimodels", "session_id")),
+    ("apimodels", changed("apimodels", "face_id")),
+    ("apimodels", changed("apimodels", "audio_url")),
+    ("apimodels", changed("apimodels", audio_id="second source")),
+    ("apimodels", changed("apimodels", session_id="session_abc123")),
+    ("apimodels", changed("apimodels", video_url=VIDEO)),
+    ("apimodels", changed("apimodels", callback_url="hook")),
+    ("apimodels", {"model": "kling-identify-face"}),
+    ("apimodels", {"model": "kling-identify-face", "video_url": "face.mp4"}),
+    ("apimodels", {"model": "kling-identify-face", "video_url": VIDEO, "session_id": "sandbox-session"}),
+    *((vendor, body_of(vendor, faults="calback_lost")) for vendor in PATHS),
+    *((vendor, body_of(vendor, faults="vendor_down")) for vendor in PATHS),
+    *((vendor, body_of(vendor, faults="seconds")) for vendor in PATHS),
+]
+
+
+def assert_refused(vendor: str, answer: httpx.Response, status: int, code: int) -> None:
+    """A refusal in the vendor's shape: `status` where it uses HTTP's, `code` for chanjing."""
+    data = answer.json()
+    assert answer.status_code == (200 if vendor == "chanjing" else status), data
+    if vendor == "lipsync_studio":
+        assert form(data) == form({"error": "…"})
+    elif vendor == "kitta":
+        assert form(data) == form(KITTA_ERROR)
+    elif vendor == "chanjing":
+        assert form(data) == form(CHANJING_CREATED | {"data": None})
+        assert data["code"] == code
+    else:
+        assert form(data) == form({"code": status, "msg": "…", "data": None})
+        assert data["code"] == status
+
+
+@pytest.mark.parametrize(("vendor", "body"), REFUSED)
+def test_what_the_page_does_not_allow_is_refused(api: httpx.Client, vendor: str, body: dict[str, Any]) -> None:
+    assert_refused(vendor, api.post(PATHS[vendor], json=body, headers=headers(vendor)), 400, 40000)
+    assert api.get("/_sandbox/jobs").json() == {"data": []}
+    assert api.get("/_sandbox/calls").json() == {"data": {vendor: {"refused": 1}}}
+
+
+@pytest.mark.parametrize("vendor", PATHS)
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'{"a":"\xff"}', b"[" * 100_000])
+def test_bodies_that_are_no_json_object_are_refused(api: httpx.Client, vendor: str, raw: bytes) -> None:
+    sent = headers(vendor) | {"Content-Type": "application/json"}
+    assert_refused(vendor, api.post(PATHS[vendor], content=raw, headers=sent), 400, 40000)
+
+
+@pytest.mark.parametrize("vendor", PATHS)
+def test_other_content_types_are_refused(api: httpx.Client, vendor: str) -> None:
+    raw = json.dumps(BODIES[vendor])
+    sent = headers(vendor) | {"Content-Type": "text/plain"}
+    assert_refused(vendor, api.post(PATHS[vendor], content=raw, headers=sent), 400, 40000)
+
+
+@pytest.mark.parametrize("vendor", PATHS)
+@pytest.mark.parametrize("credential", [None, "", "sk_1", "Basic sk_1", "Bearer ", "Bearer a b", "Bearer invalid_1"])
+def test_calls_without_a_good_credential_are_refused(api: httpx.Client, vendor: str, credential: str | None) -> None:
+    name = "access_token" if vendor == "chanjing" else "Authorization"
+    sent = {} if credential is None else {name: credential}
+    assert_refused(vendor, api.post(PATHS[vendor], json=BODIES[vendor], headers=sent), 401, 10400)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "path"),
+    [
+        ("lipsync_studio", f"{LIPSYNC}/jobs/550e8400-e29b-41d4-a716-446655440000"),
+        ("kitta", f"{KITTA}/lip_task_123"),
+        ("chanjing", f"{DETAIL}?id=9499ed79995c4bdb95f0d66ca84419fd"),
+        ("chanjing", f"{CHANJING}/common/file_detail?id=9499ed79995c4bdb95f0d66ca84419fd"),
+        ("apimodels", f"{APIMODELS}?task_id=clx1"),
+    ],
+)
+def test_unknown_ids_are_not_found(api: httpx.Client, vendor: str, path: str) -> None:
+    assert_refused(vendor, api.get(path, headers=headers(vendor)), 404, 40000)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "path"),
+    [
+        ("kitta", f"{KITTA}?limit=0"),
+        ("kitta", f"{KITTA}?limit=101"),
+        ("kitta", f"{KITTA}?limit=ten"),
+        ("kitta", f"{KITTA}?offset=-1"),
+        ("kitta", f"{KITTA}?status=completed"),
+        ("chanjing", DETAIL),
+        ("chanjing", f"{CHANJING}/common/create_upload_url?service=photo&name=face.mp4"),
+        ("chanjing", f"{CHANJING}/common/create_upload_url?service=lip_sync_video&name=voice.mp3"),
+        ("apimodels", APIMODELS),
+        ("apimodels", f"{APIMODELS}?taskId=clx1"),
+    ],
+)
+def test_odd_queries_are_refused(api: httpx.Client, vendor: str, path: str) -> None:
+    assert_refused(vendor, api.get(path, headers=headers(vendor)), 400, 40000)
+
+
+def test_apimodels_refuses_a_face_that_the_session_does_not_have(api: httpx.Client) -> None:
+    body = {"model": "kling-identify-face", "video_url": VIDEO}
+    id = job_id("apimodels", api.post(APIMODELS, json=body, headers=BEARER).json())
+    faces = finished(api, "apimodels", id)["data"]["faceData"]
+    body = BODIES["apimodels"] | {"session_id": faces["session_id"]}
+    assert api.post(APIMODELS, json=body, headers=BEARER).status_code == 200
+    assert_refused("apimodels", api.post(APIMODELS, json=body | {"face_id": "face_002"}, headers=BEARER), 400, 0)
+
+
+def mint(api: httpx.Client, app_id: str, secret_key: str = "s") -> Any:
+    return api.post(f"{CHANJING}/access_token", json={"app_id": app_id, "secret_key": secret_key}).json()
+
+
+def test_a_new_token_kills_the_old_one_of_its_app(api: httpx.Client) -> None:
+    def accepted(token: str) -> bool:
+        return bool(api.get(DETAIL, params={"id": "x"}, headers={"access_token": token}).json()["code"] == 40000)
+
+    first, other = mint(api, "app")["data"], mint(api, "other app")["data"]
+    assert first.keys() == {"access_token", "expire_in"}
+    assert 0 < first["expire_in"] - time.time() - 86_000 < 1_000
+    second = mint(api, "app")["data"]
+    tokens = (first, second, other)
+    assert [accepted(token["access_token"]) for token in tokens] == [False, True, True]
+    assert not accepted("never minted")
+    assert accepted(TOKEN["access_token"])
+
+
+@pytest.mark.parametrize(("app_id", "secret_key"), [("invalid", "s"), ("app", "invalid")])
+def test_bad_credentials_get_no_token(api: httpx.Client, app_id: str, secret_key: str) -> None:
+    assert mint(api, app_id, secret_key)["code"] == 10400
+
+
+def test_chanjing_takes_ten_creates_a_minute_and_ten_reads_a_second(api: httpx.Client) -> None:
+    id = [submit(api, "chanjing") for _ in range(10)][0]
+    assert_refused("chanjing", api.post(CREATE, json=BODIES["chanjing"], headers=TOKEN), 429, 40001)
+    codes = [api.get(DETAIL, params={"id": id}, headers=TOKEN).json()["code"] for _ in range(11)]
+    assert codes == [0] * 10 + [40001]
+    assert api.post(LIST, json={}, headers=TOKEN).json()["code"] == 0
+    until(lambda: api.get(DETAIL, params={"id": id}, headers=TOKEN).json()["code"] == 0)
+
+
+# -- media --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vendor", PATHS)
+def test_every_job_makes_a_playable_file_of_its_own(api: httpx.Client, vendor: str, tmp_path: Path) -> None:
+    ids = [submit(api, vendor) for _ in range(2)]
+    links = [link(vendor, finished(api, vendor, id)) for id in ids]
+    for id, url in zip(ids, links, strict=True):
+        assert url is not None
+        assert f"/media/{vendor}/{id}/0.mp4?sig=" in url
+        answer = api.get(url)
+        [output] = entry(api, vendor, id)["outputs"]
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
+        assert (output["sha256"], output["bytes"]) == (hashlib.sha256(answer.content).hexdigest(), len(answer.content))
+        assert (output["url"], output["attempts"], output["downloads"]) == (url, 1, 1)
+        (tmp_path / id).write_bytes(answer.content)
+    assert len({(tmp_path / id).read_bytes() for id in ids}) == 2
+    if shutil.which("ffprobe"):
+        probe = [
+            "ffprobe",
+            "-v",
+            "error",
+            "-show_entries",
+            "stream=codec_name",
+            "-of",
+            "csv=p=0",
+            str(tmp_path / ids[0]),
+        ]
+        assert subprocess.check_output(probe, stderr=subprocess.STDOUT, text=True).split() == ["h264", "aac"]
+
+
+def test_results_come_in_ranges_too(api: httpx.Client) -> None:
+    id = submit(api, "kitta")
+    url = finished(api, "kitta", id)["resultVideoUrl"]
+    whole = api.get(url).content
+    size = len(whole)
+
+    def part(asked: str) -> tuple[int, bytes, str | None]:
+        answer = api.get(url, headers={"Range": asked})
+        return answer.status_code, answer.content, answer.headers.get("content-range")
+
+    assert part("bytes=0-9") == (206, whole[:10], f"bytes 0-9/{size}")
+    assert part("bytes=10-") == (206, whole[10:], f"bytes 10-{size - 1}/{size}")
+    assert part("bytes=-5") == (206, whole[-5:], f"bytes {size - 5}-{size - 1}/{size}")
+    assert part(f"bytes=5-{size * 2}") == (206, whole[5:], f"bytes 5-{size - 1}/{size}")
+    assert part(f"bytes={size}-") == (416, b"", f"bytes */{size}")
+    assert part("bytes=9-5")[0] == 416
+    assert part("lines=1-2") == (200, whole, None)
+    head = api.head(url)
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, str(size), b"")
+    assert entry(api, "kitta", id)["outputs"][0]["downloads"] == 5
+
+
+def test_files_without_a_good_link_are_not_served(api: httpx.Client) -> None:
+    id = submit(api, "kitta")
+    assert api.get(f"/media/kitta/{id}/0.mp4?sig=early").status_code == 404
+    url = finished(api, "kitta", id)["resultVideoUrl"]
+    assert api.get(url[:-1]).status_code == 403
+    assert api.get(url.partition("?")[0]).status_code == 403
+    assert api.get(url.replace("0.mp4", "1.mp4")).status_code == 404
+    assert api.get(url.replace(id, "lip_task_0")).status_code == 404
+    assert api.get("/media/input/other.mp4").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("face.mp4", "video/mp4"), ("face.png", "image/png"), ("voice.mp3", "audio/mpeg")]
+)
+def test_inputs_are_there_to_submit(api: httpx.Client, name: str, kind: str) -> None:
+    answer = api.get(f"/media/input/{name}")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+    assert len(answer.content) > 1000
+    assert int(api.head(f"/media/input/{name}").headers["content-length"]) == len(answer.content)
+
+
+def test_fault_words_survive_an_upload(api: httpx.Client) -> None:
+    content = api.get("/media/input/face.mp4", params={"sandbox": "job_failed,seconds:0"}).content
+    video = upload(api, "lip_sync_video", "face.mp4", content)
+    id = api.post(CREATE, json=BODIES["chanjing"] | {"video_file_id": video}, headers=TOKEN).json()["data"]
+    assert entry(api, "chanjing", id)["faults"] == ["job_failed", "seconds:0"]
+    assert ask(api, "chanjing", id)["data"]["status"] == 30
+
+
+# -- faults of callbacks --------------------------------------------------------------------------------
+
+
+def kinds(api: httpx.Client, vendor: str, id: str) -> list[tuple[str, int | None]]:
+    return [(call["kind"], call["http_status"]) for call in entry(api, vendor, id)["callbacks"]]
+
+
+def settled(api: httpx.Client, vendor: str, id: str, count: int) -> list[tuple[str, int | None]]:
+    """The kinds of a job's callbacks, once there are so many of them."""
+    return until(lambda: len(found := kinds(api, vendor, id)) >= count and found) or []
+
+
+@pytest.mark.parametrize("vendor", CALLING)
+def test_callback_lost(api: httpx.Client, receiver: Receiver, vendor: str) -> None:
+    url, after = receiver.fresh(), receiver.fresh()
+    id = submit(api, vendor, callback=url, faults="callback_lost")
+    assert link(vendor, finished(api, vendor, id))
+    submit(api, vendor, callback=after, faults="seconds:0")
+    until(lambda: receiver.got(after))
+    assert kinds(api, vendor, id) == []
+    assert receiver.got(url) == []
+
+
+@pytest.mark.parametrize("vendor", CALLING)
+def test_callback_doubled(api: httpx.Client, receiver: Receiver, vendor: str) -> None:
+    url = receiver.fresh()
+    id = submit(api, vendor, callback=url, faults="callback_doubled")
+    assert settled(api, vendor, id, 2) == [("doubled", 200)] * 2
+    first, second = receiver.got(url)
+    assert first.body == second.body
+
+
+@pytest.mark.parametrize(("faults", "wait"), [("callback_late", SECONDS * 4), ("callback_late:0.3", 0.3)])
+def test_callback_late(api: httpx.Client, receiver: Receiver, faults: str, wait: float) -> None:
+    url, after = receiver.fresh(), receiver.fresh()
+    submit(api, "apimodels", callback=url, faults=faults)
+    submit(api, "apimodels", callback=after)
+    until(lambda: receiver.got(after))
+    [late] = until(lambda: receiver.got(url))
+    assert wait - 0.1 < late.at - receiver.got(after)[0].at < wait + 0.5
+
+
+@pytest.mark.parametrize(
+    ("vendor", "stale"), [("lipsync_studio", "processing"), ("chanjing", 10), ("apimodels", "processing")]
+)
+def test_callback_reordered(api: httpx.Client, receiver: Receiver, vendor: str, stale: str | int) -> None:
+    url = receiver.fresh()
+    id = submit(api, vendor, callback=url, faults="callback_reordered")
+    assert settled(api, vendor, id, 2) == [("verdict", 200), ("stale", 200)]
+    verdict, second = (callback.json for callback in receiver.got(url))
+    assert str(link(vendor, ask(api, vendor, id))) in json.dumps(verdict)
+    assert word(vendor, second) == stale
+
+
+@pytest.mark.parametrize("vendor", CALLING)
+def test_callback_garbled(api: httpx.Client, receiver: Receiver, vendor: str) -> None:
+    url = receiver.fresh()
+    id = submit(api, vendor, callback=url, faults="callback_garbled")
+    assert settled(api, vendor, id, 1) == [("garbled", 200)]
+    with pytest.raises(json.JSONDecodeError):
+        _ = receiver.got(url)[0].json
+
+
+@pytest.mark.parametrize("vendor", CALLING)
+@pytest.mark.parametrize("verdict", ["", ",job_failed"])
+def test_callback_forged(api: httpx.Client, receiver: Receiver, vendor: str, verdict: str) -> None:
+    url = receiver.fresh()
+    id = submit(api, vendor, callback=url, faults=f"callback_forged{verdict}")
+    assert [kind for kind, _ in settled(api, vendor, id, 3)] == ["forged_token", "forged_verdict", "verdict"]
+    copied, opposite, true = receiver.near(url)
+    paths = [copied.path, opposite.path, true.path]
+    assert receiver.url + true.path == url
+    assert copied.path[:-1] == true.path[:-1]
+    assert len(set(paths)) == 3
+    assert len({len(path) for path in paths}) == 1
+    assert copied.body == true.body
+    assert word(vendor, opposite.json) != word(vendor, true.json)
+
+
+@pytest.mark.parametrize("vendor", CALLING)
+def test_callback_early(api: httpx.Client, receiver: Receiver, vendor: str) -> None:
+    url = receiver.fresh()
+    id = submit(api, vendor, callback=url, faults="callback_early")
+    [early] = receiver.got(url)
+    assert id in early.body.decode()
+    assert link(vendor, ask(api, vendor, id))
+
+
+@pytest.mark.parametrize("vendor", ["lipsync_studio", "chanjing"])
+def test_a_refused_callback_is_not_repeated(api: httpx.Client, receiver: Receiver, vendor: str) -> None:
+    url, after = receiver.fresh(500, 500), receiver.fresh()
+    id = submit(api, vendor, callback=url)
+    submit(api, "apimodels", callback=after, faults="seconds:1")
+    until(lambda: receiver.got(after))
+    assert kinds(api, vendor, id) == [("verdict", 500)]
+
+
+def test_apimodels_repeats_after_1_2_4_and_then_every_60_seconds(api: httpx.Client, receiver: Receiver) -> None:
+    url = receiver.fresh(500, 404, 302, 400)
+    id = submit(api, "apimodels", callback=url, faults="seconds:0")
+    attempts = settled(api, "apimodels", id, 5)
+    assert attempts == [("verdict", status) for status in (500, 404, 302, 400, 200)]
+    got = receiver.got(url)
+    assert len({callback.body for callback in got}) == 1
+    for before, after, seconds in zip(got, got[1:], (1, 2, 4, 60), strict=True):
+        assert seconds / SPEED - 0.02 < after.at - before.at < seconds / SPEED + 0.3
+
+
+def test_an_unreachable_receiver_is_noted(api: httpx.Client) -> None:
+    id = submit(api, "lipsync_studio", callback="http://localhost:1/hook", faults="seconds:0")
+    settled(api, "lipsync_studio", id, 1)
+    [call] = entry(api, "lipsync_studio", id)["callbacks"]
+    assert (call["http_status"], call["error"]) == (None, "ConnectError")
+
+
+# -- faults of jobs, links and downloads ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vendor", PATHS)
+def test_job_stuck(api: httpx.Client, vendor: str) -> None:
+    stuck, after = submit(api, vendor, faults="job_stuck"), submit(api, vendor, faults="seconds:1")
+    finished(api, vendor, after)
+    assert word(vendor, ask(api, vendor, stuck)) in ("processing", 10)
+
+
+@pytest.mark.parametrize("vendor", PATHS)
+def test_unknown_status(api: httpx.Client, receiver: Receiver, vendor: str) -> None:
+    url = receiver.fresh() if vendor in CALLING else None
+    id = submit(api, vendor, callback=url, faults="unknown_status")
+    answer = finished(api, vendor, id)
+    assert word(vendor, answer) in ("reviewing", 25)
+    assert link(vendor, answer) is None
+    if url is not None:
+        [callback] = until(lambda: receiver.got(url))
+        assert word(vendor, callback.json) == word(vendor, answer)
+
+
+def test_unknown_status_for_a_while(api: httpx.Client, receiver: Receiver) -> None:
+    url = receiver.fresh()
+    id = submit(api, "lipsync_studio", callback=url, faults="unknown_status:0.3")
+    assert settled(api, "lipsync_studio", id, 2) == [("unknown_status", 200), ("verdict", 200)]
+    assert [callback.json["status"] for callback in receiver.got(url)] == ["reviewing", "completed"]
+
+
+@pytest.mark.parametrize("vendor", PATHS)
+def test_no_face(api: httpx.Client, vendor: str) -> None:
+    answer = finished(api, vendor, submit(api, vendor, faults="no_face"))
+    assert "Face detection failed: no faces found" in json.dumps(answer)
+
+
+def test_seconds(api: httpx.Client) -> None:
+    id = submit(api, "kitta", faults="seconds:0")
+    assert ask(api, "kitta", id)["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("vendor", PATHS)
+def test_link_expired(api: httpx.Client, vendor: str) -> None:
+    id = submit(api, vendor, faults="link_expired,seconds:0")
+    links = [link(vendor, ask(api, vendor, id)) for _ in range(3)]
+    assert links[0] != links[1] == links[2]
+    assert [api.get(str(url)).status_code for url in links[:2]] == [410, 200]
+
+
+def test_link_expired_in_a_callback(api: httpx.Client, receiver: Receiver) -> None:
+    url = receiver.fresh()
+    id = submit(api, "apimodels", callback=url, faults="link_expired")
+    [callback] = until(lambda: receiver.got(url))
+    [first] = json.loads(callback.json["data"]["resultJson"])["resultUrls"]
+    assert api.get(first).status_code == 410
+    assert api.get(str(link("apimodels", ask(api, "apimodels", id)))).status_code == 200
+
+
+def test_link_dead(api: httpx.Client) -> None:
+    id = submit(api, "kitta", faults="link_dead,seconds:0")
+    links = [str(link("kitta", ask(api, "kitta", id))) for _ in range(3)]
+    assert [api.get(url).status_code for url in links] == [410] * 3
+
+
+def test_download_500(api: httpx.Client) -> None:
+    url = str(link("kitta", ask(api, "kitta", submit(api, "kitta", faults="download_500,seconds:0"))))
+    assert [api.get(url).status_code for _ in range(2)] == [500, 200]
+
+
+def test_download_broken(api: httpx.Client) -> None:
+    id = submit(api, "kitta", faults="download_broken,seconds:0")
+    url = str(link("kitta", ask(api, "kitta", id)))
+    chunks: list[bytes] = []
+    with api.stream("GET", url) as answer, pytest.raises(httpx.RemoteProtocolError):
+        chunks.extend(answer.iter_raw())
+    got = b"".join(chunks)
+    assert 0 < len(got) < int(answer.headers["content-length"])
+    rest = api.get(url, headers={"Range": f"bytes={len(got)}-"})
+    [output] = entry(api, "kitta", id)["outputs"]
+    assert hashlib.sha256(got + rest.content).hexdigest() == output["sha256"]
+    assert (output["attempts"], output["downloads"]) == (2, 1)
+
+
+@pytest.mark.parametrize(("faults", "seconds"), [("download_slow", 5 / SPEED), ("download_slow:0.5", 0.5)])
+def test_download_slow(api: httpx.Client, faults: str, seconds: float) -> None:
+    url = str(link("kitta", ask(api, "kitta", submit(api, "kitta", faults=f"{faults},seconds:0"))))
+    began = time.monotonic()
+    with api.stream("GET", url) as answer:
+        chunks = list(answer.iter_raw())
+    assert seconds <= time.monotonic() - began < seconds + 0.7
+    assert len(chunks) > 5
+
+
+@pytest.mark.parametrize("vendor", PATHS)
+@pytest.mark.parametrize(
+    ("word", "problem"), [("submit_lost", httpx.RemoteProtocolError), ("submit_hangs", httpx.ReadTimeout)]
+)
+def test_a_submission_without_an_answer_is_a_job_all_the_same(
+    api: httpx.Client, vendor: str, word: str, problem: type[Exception]
+) -> None:
+    with pytest.raises(problem):
+        api.post(PATHS[vendor], json=body_of(vendor, faults=word), headers=headers(vendor), timeout=0.3)
+    [job] = api.get("/_sandbox/jobs").json()["data"]
+    assert link(vendor, finished(api, vendor, job["id"]))
+
+
+# -- ordered faults ---------------------------------------------------------------------------------------
+
+
+def order(api: httpx.Client, *faults: str, vendor: str | None = None, count: int | None = None) -> None:
+    answer = api.post("/_sandbox/faults", json={"vendor": vendor, "faults": faults, "count": count})
+    assert answer.status_code == 200, answer.text
+
+
+def test_ordered_faults_hit_the_next_submissions_of_their_vendor(api: httpx.Client) -> None:
+    order(api, "job_failed", vendor="kitta", count=2)
+    order(api, "seconds:0")
+    ids = [submit(api, "kitta") for _ in range(3)]
+    assert [ask(api, "kitta", id)["status"] for id in ids] == ["failed", "failed", "succeeded"]
+    assert entry(api, "apimodels", submit(api, "apimodels"))["faults"] == ["seconds:0"]
+    standing = {"data": [{"vendor": None, "faults": ["seconds:0"], "count": None}]}
+    assert api.get("/_sandbox/faults").json() == standing
+    assert api.delete("/_sandbox/faults").json() == {"data": []}
+    assert entry(api, "kitta", submit(api, "kitta"))["faults"] == []
+
+
+def test_a_refused_submission_uses_up_no_order(api: httpx.Client) -> None:
+    order(api, "job_failed", count=1)
+    assert api.post(KITTA, json={}, headers=BEARER).status_code == 400
+    assert entry(api, "kitta", submit(api, "kitta"))["faults"] == ["job_failed"]
+
+
+@pytest.mark.parametrize("vendor", PATHS)
+@pytest.mark.parametrize(
+    ("word", "status", "code"),
+    [
+        ("vendor_down", 503, None),
+        ("vendor_500", 500, 50000),
+        ("vendor_rate_limited", 429, 40001),
+        ("vendor_garbage", 200, None),
+    ],
+)
+def test_faults_of_a_whole_vendor(api: httpx.Client, vendor: str, word: str, status: int, code: int | None) -> None:
+    id = submit(api, vendor)
+    order(api, word, vendor=vendor)
+    answers = [
+        api.post(PATHS[vendor], json=BODIES[vendor], headers=headers(vendor)),
+        api.get(
+            {"kitta": f"{KITTA}/{id}", "chanjing": DETAIL, "apimodels": APIMODELS}.get(vendor, f"{LIPSYNC}/jobs/{id}")
+        ),
+    ]
+    for answer in answers:
+        if code is None:
+            assert answer.status_code == status
+            with pytest.raises(json.JSONDecodeError):
+                answer.json()
+        else:
+            assert_refused(vendor, answer, status, code)
+        assert answer.headers.get("retry-after") == ("2" if word == "vendor_rate_limited" else None)
+    assert api.get("/_sandbox/calls").json()["data"][vendor] == {"faulted": 2, "submit": 1}
+    other = next(name for name in PATHS if name != vendor)
+    submit(api, other)
+    api.delete("/_sandbox/faults")
+    submit(api, vendor)
+
+
+def test_vendor_hangs_for_so_many_calls(api: httpx.Client) -> None:
+    order(api, "vendor_hangs", vendor="kitta", count=1)
+    with pytest.raises(httpx.ReadTimeout):
+        api.get(KITTA, headers=BEARER, timeout=0.2)
+    assert api.get(KITTA, headers=BEARER).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"faults": ["calback_lost"]},
+        {"faults": ["seconds"]},
+        {"faults": ["job_failed:3"]},
+        {"faults": []},
+        {"faults": "callback_lost"},
+        {"faults": ["callback_lost"], "count": 0},
+        {"faults": ["callback_lost"], "times": 1},
+        {"faults": ["callback_lost"], "vendor": "nobody"},
+    ],
+)
+def test_orders_that_cannot_be_understood_are_refused(api: httpx.Client, asked: dict[str, Any]) -> None:
+    answer = api.post("/_sandbox/faults", json=asked)
+    assert answer.status_code == 400
+    assert answer.json()["allowed"] == (sorted(WORDS) if "vendor" not in asked else list(PATHS))
+    assert api.get("/_sandbox/faults").json() == {"data": []}
+
+
+def test_faults_are_found_in_any_text(api: httpx.Client) -> None:
+    body = BODIES["chanjing"] | {"tts_config": TTS | {"text": ["你好", "请 sandbox:job_failed, 谢谢"]}}
+    id = api.post(CREATE, json=body, headers=TOKEN).json()["data"]
+    assert entry(api, "chanjing", id)["faults"] == ["job_failed"]
+    body = BODIES["kitta"] | {"videoUrl": "http://sandbox:8900/face.mp4?a=1&sandbox=seconds%3A0%2Cno_face&b=2"}
+    id = api.post(KITTA, json=body, headers=BEARER).json()["taskId"]
+    assert entry(api, "kitta", id)["faults"] == ["seconds:0", "no_face"]
+
+
+# -- the ledger, and the process ----------------------------------------------------------------------------
+
+
+def test_the_ledger_tells_what_happened(api: httpx.Client, receiver: Receiver) -> None:
+    url = receiver.fresh()
+    id = submit(api, "apimodels", callback=url, faults="seconds:0.1")
+    submit(api, "apimodels")
+    [before] = api.get("/_sandbox/jobs", params={"callback_url": url}).json()["data"]
+    assert (before["status"], before["finished_at"], before["outputs"]) == ("queued", None, [])
+    settled(api, "apimodels", id, 1)
+    ask(api, "apimodels", id)
+    [job] = api.get("/_sandbox/jobs", params={"vendor": "apimodels", "callback_url": url}).json()["data"]
+    assert job["request"] == body_of("apimodels", callback=url, faults="seconds:0.1")
+    assert (job["vendor"], job["id"], job["model"]) == ("apimodels", id, "kling-advanced-lip-sync")
+    assert (job["status"], job["status_calls"], job["list_calls"]) == ("succeeded", 1, 0)
+    assert job["submitted_at"] < job["finished_at"] <= job["callbacks"][0]["at"]
+    assert api.get("/_sandbox/jobs", params={"vendor": "kitta"}).json() == {"data": []}
+    submit(api, "kitta", faults="seconds:0")
+    api.get(KITTA, headers=BEARER)
+    assert api.get("/_sandbox/jobs", params={"vendor": "kitta"}).json()["data"][0]["list_calls"] == 1
+    api.get(KITTA)
+    assert api.get("/_sandbox/calls").json() == {
+        "data": {"apimodels": {"status": 1, "submit": 2}, "kitta": {"list": 1, "refused": 1, "submit": 1}}
+    }
+
+
+def test_a_reset_forgets_jobs_and_what_they_still_had_to_say(api: httpx.Client, receiver: Receiver) -> None:
+    url, after = receiver.fresh(), receiver.fresh()
+    submit(api, "lipsync_studio", callback=url)
+    order(api, "job_failed")
+    api.post("/_sandbox/reset")
+    assert [api.get(f"/_sandbox/{part}").json()["data"] for part in ("jobs", "faults", "calls")] == [[], [], {}]
+    submit(api, "lipsync_studio", callback=after)
+    until(lambda: receiver.got(after))
+    assert receiver.got(url) == []
+
+
+def test_health(api: httpx.Client) -> None:
+    assert api.get("/healthz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_at_once_with_everything_open(by: signal.Signals) -> None:
+    process, url = start("--seconds", "0")
+    with httpx.Client(base_url=url, trust_env=False, timeout=10) as client:
+        submit(client, "lipsync_studio", callback="http://localhost:9/hook", faults="seconds:60")
+        slow = str(link("kitta", ask(client, "kitta", submit(client, "kitta", faults="download_slow:60"))))
+        with client.stream("GET", slow) as answer:
+            next(answer.iter_raw())
+            order(client, "vendor_hangs", vendor="kitta")
+            hanging = threading.Thread(target=lambda: httpx.get(url + KITTA, trust_env=False, timeout=10))
+            hanging.start()
+            until(lambda: client.get("/_sandbox/calls").json()["data"]["kitta"].get("faulted"))
+            began = time.monotonic()
+            assert stop(process, by) == (0, "")
+            assert time.monotonic() - began < 2
+            hanging.join()
+
+
+def test_the_manual_names_every_fault_word() -> None:
+    manual = (ROOT / "docs" / "sandbox.md").read_text()
+    assert [word for word in sorted(JOB_WORDS | VENDOR_WORDS) if f"`{word}" not in manual] == []

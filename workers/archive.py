@@ -1,8 +1,8 @@
 """Brings a job's outputs home: the vendor's link → object storage, in a stream, hashed as it passes.
 
-`store_outputs` is the RQ task. It is safe to run twice and at the same time: a lease lets one run in, the object's key is
-made from the job, and the commit counts only while the job still says what the run read. Its failure is `archive: failed`
-after its retries and never touches `status`.
+`store_outputs` is the RQ task. It is safe to run twice and at the same time: a lease lets one run in, the object's
+key is made from the job, and the commit counts only while the job still says what the run read. Its failure is
+`archive: failed` after its retries and never touches `status`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The RQ worker that loses nothing: many tasks at once in one process, on RQ's own queue and registries.
 
-RQ's worker runs one task a process and loses some at every restart. This one takes from a single queue by BLMOVE, so that a
-task is always in one list or another; on SIGTERM it only sets a flag; and what it still had to leave behind goes back to the
-head of the queue. Whatever dies with it is found by the poller's sweep. Only tasks on the list below are ever run: the
-name of a function in Redis is not a reason to call it.
+RQ's worker runs one task a process and loses some at every restart. This one takes from a single queue by BLMOVE, so
+that a task is always in one list or another; on SIGTERM it only sets a flag; and what it still had to leave behind
+goes back to the head of the queue. Whatever dies with it is found by the poller's sweep. Only tasks on the list below
+are ever run: the name of a function in Redis is not a reason to call it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class Worker:
 
     async def _work(self, task_id: str) -> None:
         execution, now = uuid4().hex, time.time()
-        args: list[str | float] = [self._queue, task_id, execution, self.name, _utc(now), now, int(now + EXECUTION_SECONDS)]
+        expiry = int(now + EXECUTION_SECONDS)
+        args: list[str | float] = [self._queue, task_id, execution, self.name, _utc(now), now, expiry]
         data = await self._start(args=args)
         if data is None:  # RQ has forgotten it; if anything is left to do, the sweep knows
             return

@@ -1,8 +1,8 @@
 """The guarded HTTP transport under every request that leaves this service: vendor calls, downloads, subscribers.
 
-httpx is the face, aiohttp carries it. An address is checked where it counts, when the socket to it is made, so redirects,
-literal addresses and names that change between look-up and connection are all covered; the certificate is still checked
-against the name. Nothing is taken from the environment, nothing is decompressed.
+httpx is the face, aiohttp carries it. An address is checked where it counts, when the socket to it is made, so
+redirects, literal addresses and names that change between look-up and connection are all covered; the certificate is
+still checked against the name. Nothing is taken from the environment, nothing is decompressed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The poller: asks vendors about jobs whose callback has not come, ends what nobody can end, and sweeps.
 
-Its own process; any number of them share the work. A job that is due is claimed with a lease, so that a poller that dies
-delays it and loses nothing. Each vendor has a loop of its own: one that hangs holds up no other.
+Its own process; any number of them share the work. A job that is due is claimed with a lease, so that a poller that
+dies delays it and loses nothing. Each vendor has a loop of its own: one that hangs holds up no other.
 """
 
 from __future__ import annotations

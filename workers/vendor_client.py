@@ -58,7 +58,9 @@ class VendorClient:
 
     async def _call(self, slug: str, request: Request) -> tuple[int, bytes | Refusal, float]:
         limit = VENDORS[slug].READS
-        while wait := await self._store.take_turn(slug, "read", limit.requests, int(limit.seconds * 1000)):
+        window_ms = int(limit.seconds * 1000)
+        # The turn is in Redis, where no event of this process is ever set.
+        while wait := await self._store.take_turn(slug, "read", limit.requests, window_ms):  # noqa: ASYNC110
             await asyncio.sleep(wait)
         token = await self._token(slug)
         if isinstance(token, Refusal):
@@ -77,7 +79,7 @@ class VendorClient:
         return isinstance(reading, Refusal) and reading.code == "unauthorized"
 
     async def _token(self, slug: str) -> str | Refusal:
-        """The vendor's temporary token, made once for all processes (a new one kills the old); empty where it needs none."""
+        """The vendor's temporary token; empty where it needs none. Made once for all: a new one kills the old."""
         vendor, credentials = VENDORS[slug], self._accounts[slug].credentials
         request = vendor.token_request(credentials)
         if request is None:

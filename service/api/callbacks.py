@@ -1,7 +1,7 @@
 """The vendors' door bell: `POST /callbacks/{vendor}/{token}`, a plain ASGI function in front of the router.
 
-Answers 200 once the callback is durable, for news, duplicates and stale facts alike. What cannot be understood is durable
-too (in quarantine, and the vendor is asked at once) before it gets its 400 or 422. No slow work happens here.
+Answers 200 once the callback is durable, for news, duplicates and stale facts alike. What cannot be understood is
+durable too (in quarantine, and the vendor is asked at once) before it gets its 400 or 422. No slow work happens here.
 """
 
 from __future__ import annotations

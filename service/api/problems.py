@@ -11,9 +11,12 @@ from http import HTTPStatus
 from typing import Final, TypeVar
 
 import msgspec
+from redis import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+
+from service.jobs.tracker import CommitFailed
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -58,28 +61,15 @@ def problem_response(error: ApiError) -> Response:
     )
 
 
-async def on_api_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
+async def on_error(_request: Request, error: Exception) -> Response:
+    """Whatever a handler raised, as a problem: our own refusals, Starlette's, a store that is down, and bugs."""
+    if isinstance(error, HTTPException):
+        error = ApiError(error.status_code, error.detail, headers=error.headers)
+    elif isinstance(error, RedisError | CommitFailed):  # nothing was promised; the caller should come again
+        error = ApiError(503, "the store cannot be written right now; try again", headers={"Retry-After": "5"})
+    elif not isinstance(error, ApiError):
+        error = ApiError(500, "an error of ours; it is in the log")
     return problem_response(error)
-
-
-async def on_http_exception(_request: Request, error: Exception) -> Response:
-    """Starlette's own refusals (no such route, wrong method) in the same form."""
-    assert isinstance(error, HTTPException)
-    return problem_response(ApiError(error.status_code, error.detail, headers=error.headers))
-
-
-async def on_store_down(_request: Request, _error: Exception) -> Response:
-    """Redis did not answer or would not write: nothing was promised, the caller should come again."""
-    return problem_response(unavailable())
-
-
-async def on_bug(_request: Request, _error: Exception) -> Response:
-    return problem_response(ApiError(500, "an error of ours; it is in the log"))
-
-
-def unavailable() -> ApiError:
-    return ApiError(503, "the store cannot be written right now; try again", headers={"Retry-After": "5"})
 
 
 async def read_body(request: Request) -> bytes:

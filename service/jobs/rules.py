@@ -68,7 +68,8 @@ def decide(by: Witness, current: Status, observed: Status) -> Decision:
 def _decide_verdict(by: Witness, current: Status) -> Decision:
     if current not in VERDICTS:
         return Decision.ASK if by is Witness.HINTED else Decision.APPLY
-    # A contradiction. Whoever was not asked makes us ask; the asked vendor's answer decides; our own word never overrules.
+    # A contradiction. Whoever was not asked makes us ask; the asked vendor's answer decides; our own word never
+    # overrules.
     return {Witness.ASKED: Decision.APPLY, Witness.OWN: Decision.STALE}.get(by, Decision.ASK)
 
 

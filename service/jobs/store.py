@@ -5,7 +5,8 @@ Writes that change a job go through `commit.lua` alone, by way of tracker.py. Al
     job:{id} hash · timeline:{id} list · jobs:{vendor}:{status}:{archive} zset of ids · indexes set of those keys
     vendor_jobs:{vendor} hash, vendor's id → ours · parked:{vendor}:{vendor's id} list · idempotency:{…} string
     polls:{vendor}, deadlines, tasks zsets of ids by due time · vendor:{vendor} hash · calls:{vendor}:{kind} list
-    quarantine zset and quarantine:{id} hashes · stream · lease:{…} and token:{vendor} strings · channels events, events:{id}
+    quarantine zset and quarantine:{id} hashes · stream · lease:{…} and token:{vendor} strings
+    channels events, events:{id}
 """
 
 from __future__ import annotations
@@ -274,7 +275,11 @@ class Store:
         await self._vendor(args=["well", vendor])
 
     async def vendor_unwell(self, vendor: str, wait_ms: int = 0) -> float:
-        """Leave a vendor alone for a while: at least `wait_ms`, longer with every failure in a row. Seconds until the next try."""
+        """Leave a vendor alone for a while: at least `wait_ms`, longer with every failure in a row.
+
+        Returns:
+            Seconds until it is tried again.
+        """
         return int(await self._vendor(args=["unwell", vendor, wait_ms])) / 1000
 
     async def take_turn(self, vendor: str, kind: str, requests: int, window_ms: int) -> float:

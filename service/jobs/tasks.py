@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from redis import Redis
 from rq.job import Job as RQJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
-
-from redis import Redis
 
 ARCHIVE_TASK: Final = "workers.archive.store_outputs"
 ARCHIVE_NAME: Final = "archive"  #: the RQ job's id is `archive-<job id>` (RQ job ids hold no colons)
@@ -23,8 +22,8 @@ PATIENCE: Final = 60
 #: Seconds until the next try, after the first, second… attempt that did not succeed: about a day in all.
 ARCHIVE_RETRIES: Final = (2, 5, 15, 30, 60, 120, 300, 600, 1200, *[3600] * 22)
 
-#: The same where the vendor says that the link is dead, although it was asked for a fresh one: a result that has only just
-#: appeared may need a moment to reach every edge of a CDN, and after that it never will.
+#: The same where the vendor says that the link is dead, although it was asked for a fresh one: a result that has only
+#: just appeared may need a moment to reach every edge of a CDN, and after that it never will.
 DEAD_LINK_RETRIES: Final = (2, 5, 15, 60)
 
 _RESULT_SECONDS: Final = 300
@@ -35,8 +34,8 @@ _TIMEOUT_SECONDS: Final = 6 * 3600
 def archive_template() -> list[str]:
     """The hash of the RQ job that stores a job's outputs, as flat field, value, … with `%JOB%` and `%NOW%` to fill in.
 
-    Made by RQ's own classes, so that what the commit script writes is what `Queue.enqueue` would have written; only the data
-    stays uncompressed (RQ reads both) so that the script can put the job's id in.
+    Made by RQ's own classes, so that what the commit script writes is what `Queue.enqueue` would have written; only
+    the data stays uncompressed (RQ reads both) so that the script can put the job's id in.
     """
     job = RQJob.create(
         ARCHIVE_TASK,

@@ -1,7 +1,8 @@
 """The door: the one function through which every fact about a job goes.
 
-`record` turns an observation into one argument of `commit.lua`; what the script does with it is all or nothing. There is an
-asyncio form, in which the facts that wait in the same turn of the event loop go to Redis together, and a plain one.
+`record` turns an observation into one argument of `commit.lua`; what the script does with it is all or nothing. There
+is an asyncio form, in which the facts that wait in the same turn of the event loop go to Redis together, and a plain
+one.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class CommitFailed(Exception):
 class Recorded(msgspec.Struct, frozen=True):
     """What became of a fact.
 
-    `outcome` is a `Decision`, or `update` (same status, more about it), `note` (nothing to decide), `parked` (nobody has
-    registered that job yet), `quarantined` (no job to note it on); and where nothing was written: `unknown_job`,
-    `other_job` (the job has another id at the vendor), `taken` (another job has this vendor's id), `changed` (not what was
-    expected), `repeated` and `conflict` (idempotency key seen before, with the same or another body).
+    `outcome` is a `Decision`, or `update` (same status, more about it), `note` (nothing to decide), `parked` (nobody
+    has registered that job yet), `quarantined` (no job to note it on); and where nothing was written: `unknown_job`,
+    `other_job` (the job has another id at the vendor), `taken` (another job has this vendor's id), `changed` (not
+    what was expected), `repeated` and `conflict` (idempotency key seen before, with the same or another body).
     """
 
     outcome: str
@@ -204,9 +205,10 @@ class _Batch:
             for number, (_, waiting) in enumerate(batch):
                 if waiting.done():  # whoever asked has gone away
                     continue
+                if not answers:
+                    waiting.set_exception(error)
+                    continue
                 try:
-                    if not answers:
-                        raise error
                     waiting.set_result(_recorded(answers[number]))
-                except Exception as refused:
+                except CommitFailed as refused:
                     waiting.set_exception(refused)
