@@ -57,15 +57,20 @@ class Transfer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        size = max(1, -(-len(self._sent) // _PIECES)) if self._over else len(self._sent) or 1
+        pieces = _pieces(self._sent, _PIECES if self._over else 1)
         async with _end(receive, self._stopping) as end:
-            for start in range(0, len(self._sent), size):
-                await send({"type": "http.response.body", "body": self._sent[start : start + size], "more_body": True})
-                if self._over and await _within(self._over / _PIECES, end):
+            for piece in pieces:
+                if self._over and await _within(self._over / len(pieces), end):
                     return
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         if self._whole:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             self._done()
+
+
+def _pieces(content: bytes | memoryview, most: int) -> list[bytes | memoryview]:
+    size = max(1, -(-len(content) // most))
+    return [content[start : start + size] for start in range(0, len(content), size)]
 
 
 @contextlib.asynccontextmanager

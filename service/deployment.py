@@ -49,7 +49,9 @@ def rhythms(settings: Settings) -> dict[str, Ask]:
         if not settings.accounts[slug].complete:
             continue
         rhythm = vendor.RHYTHM
-        grace = rhythm.grace if settings.poll_grace is None else settings.poll_grace
+        grace = rhythm.every if rhythm.grace is None else rhythm.grace
+        if rhythm.grace is not None and settings.poll_grace is not None:
+            grace = settings.poll_grace
         found[slug] = Ask(*(int(seconds * 1000) for seconds in (grace, rhythm.every, rhythm.slowest)))
     return found
 

@@ -1,0 +1,48 @@
+"""`callsheet`: the terminal. It talks to the API and to Redis, and starts processes by their Procfile lines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import click
+
+from service.cli.client import deployment_settings
+from service.cli.demo import demo
+from service.cli.doctor import doctor
+from service.cli.jobs import jobs, quarantine
+from service.cli.up import up
+from service.jobs.tokens import Tokens
+from service.vendors import VENDORS
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="callsheet")
+def main() -> None:
+    """Callsheet accounts for every callback of your AI-media vendors."""
+
+
+@main.command("callback-url")
+@click.argument("vendor", type=click.Choice(sorted(VENDORS)))
+def callback_url(vendor: str) -> None:
+    """Print a vendor's shared callback URL, to paste into its dashboard. It is a secret.
+
+    Verdicts that come by it count once the vendor, asked, confirms them. A job that is registered here has a URL of its
+    own, which counts at once: prefer that one where the vendor takes a URL with each request.
+    """
+    settings = deployment_settings()
+    click.echo(Tokens(settings.secret_keys, settings.public_url).url(vendor))
+
+
+@main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def sandbox(arguments: tuple[str, ...]) -> None:
+    """Play all vendors on loopback: sandbox --port N. See sandbox --help."""
+    if os.name == "posix":
+        os.execv(sys.executable, [sys.executable, "-m", "sandbox", *arguments])  # noqa: S606  it becomes the sandbox
+    raise SystemExit(subprocess.call([sys.executable, "-m", "sandbox", *arguments]))
+
+
+for command in (up, demo, doctor, jobs, quarantine):
+    main.add_command(command)

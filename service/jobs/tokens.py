@@ -10,8 +10,9 @@ from typing import Final
 
 SHARED: Final = "shared"  #: stands in for the job's id in the one URL that a vendor's own dashboard takes
 
-#: Whatever looks like a token's MAC, wherever it turns up: vendors echo the request, and with it our callback URL.
-_MAC: Final = re.compile(rb"((?:job_[0-9a-v]{24}|shared)\.)[A-Za-z0-9_-]{43}")
+#: Whatever looks like a token's MAC, wherever it turns up: vendors echo the request, and with it our callback URL. A
+#: garbled body may end in the middle of one.
+_MAC: Final = re.compile(rb"(job_[0-9a-v]{24}\.|shared\.(?=[A-Za-z0-9_-]{16}))[A-Za-z0-9_-]{1,43}")
 
 
 class Tokens:

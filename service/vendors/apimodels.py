@@ -83,7 +83,7 @@ def read_status(http_status: int, body: bytes) -> Observation | Refusal:
     answer = decode(body)
     # The family answers errors with HTTP 200 and the status that is meant as `code`.
     meant = int(number(_wrong(mapping(answer)).get("code")) or http_status)
-    return refused(http_status, answer) or refused(meant, answer) or reading(Source.POLL, answer, _job)
+    return refused(meant, answer) or reading(Source.POLL, answer, _job)
 
 
 def _wrong(body: dict[str, object]) -> dict[str, object]:

@@ -66,11 +66,11 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
     """When to ask a vendor about a job, in seconds.
 
-    The first look comes `grace` seconds after the submission; between looks a tenth of the job's age, at least `every`
-    and at most `slowest`.
+    Where a webhook is expected, the first look comes `grace` seconds after the submission. Between looks passes a tenth
+    of the job's age, at least `every` and at most `slowest`.
     """
 
-    grace: float
+    grace: float | None = None  #: None: the vendor has no webhook, and is asked in its own rhythm from the beginning
     every: float
     slowest: float = 300.0
 
@@ -231,8 +231,8 @@ def media_url(value: object) -> str | None:
     found = text(value)
     if found is None or " " in found or not found.isprintable():
         return None
-    scheme, separator, rest = found.partition("://")
-    return found if separator and scheme.lower() in ("http", "https") and rest[:1] not in ("", "/", "?", "#") else None
+    scheme, _, rest = found.partition("://")
+    return found if scheme.lower() in ("http", "https") and rest[:1] not in ("", "/", "?", "#") else None
 
 
 def outputs(*urls: object, kind: OutputKind = OutputKind.VIDEO) -> tuple[Output, ...]:

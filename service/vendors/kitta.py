@@ -37,7 +37,7 @@ NAME: Final = "KittaAI"
 DOCS: Final = "https://docs.kittaai.com/zh/docs/api-reference/lip-sync/jobs"
 BASE_URL: Final = "https://kittaaudio.com"
 CREDENTIALS: Final = (("KITTA_API_TOKEN",),)
-RHYTHM: Final = Rhythm(grace=3, every=3)  # the page: every 3 to 5 s until the verdict
+RHYTHM: Final = Rhythm(every=3)  # the page: every 3 to 5 s until the verdict
 READS: Final = Limit(requests=10, seconds=1)  # the page has no limit: ours
 LIST_PAGE: Final = 100  # the most that `limit` may be
 

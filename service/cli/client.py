@@ -1,0 +1,96 @@
+"""The terminal's own client of the API, and where it finds the deployment it talks to.
+
+In this order: `CALLSHEET_URL` and `CALLSHEET_API_KEY`; the deployment that `callsheet up` runs on this machine;
+`PUBLIC_URL` and the first of `API_KEYS`, as in a one-off process of a platform.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import httpx
+
+from service import settings
+from service.cli.local import data_folder
+from service.settings import Settings, SettingsError
+from service.vendors import VENDORS
+
+
+class Client:
+    """Calls the API; an answer that is a problem ends the command with the problem's words and exit code 1."""
+
+    def __init__(self) -> None:
+        url, key = _address()
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=30,
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    def get(self, path: str, **params: str | int | None) -> Any:
+        return self.call("GET", path, params={name: value for name, value in params.items() if value is not None})
+
+    def call(self, method: str, path: str, **more: Any) -> Any:
+        try:
+            answer = self._http.request(method, path, **more)
+        except httpx.HTTPError as error:
+            raise click.ClickException(f"{self._http.base_url} does not answer: {error}") from None
+        if answer.is_success:
+            return answer.json()
+        raise click.ClickException(_words(answer))
+
+
+def _words(answer: httpx.Response) -> str:
+    try:
+        problem = answer.json()
+    except ValueError:
+        return f"HTTP {answer.status_code}"
+    fields = "".join(f"\n  {error['field']}: {error['detail']}" for error in problem.get("errors", ()))
+    return f"{problem.get('detail', problem)} (HTTP {answer.status_code}){fields}"
+
+
+def _running() -> dict[str, Any]:
+    """What `callsheet up` noted about itself, where it runs."""
+    try:
+        noted: dict[str, Any] = json.loads((data_folder() / "up.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return noted
+
+
+def _address() -> tuple[str, str]:
+    environ = os.environ
+    if environ.get("CALLSHEET_URL"):
+        return environ["CALLSHEET_URL"], environ.get("CALLSHEET_API_KEY", "")
+    if running := _running():
+        return running["url"], _first_key(running["environ"])
+    if environ.get("PUBLIC_URL") and environ.get("API_KEYS"):
+        return environ["PUBLIC_URL"], _first_key(environ)
+    raise click.ClickException(
+        "no deployment to talk to: run 'callsheet up' here, or set CALLSHEET_URL and CALLSHEET_API_KEY"
+    )
+
+
+def _first_key(environ: Mapping[str, str]) -> str:
+    return environ["API_KEYS"].split(",")[0].partition(":")[2].strip()
+
+
+def environment() -> dict[str, str]:
+    """The deployment's environment: this process's own, or that of `callsheet up` where this one says nothing."""
+    if os.environ.get("REDIS_URL"):
+        return dict(os.environ)
+    return {**os.environ, **_running().get("environ", {})}
+
+
+def deployment_settings() -> Settings:
+    """The settings behind `environment()`; unusable ones end the command with all that is wrong."""
+    try:
+        return settings.load(VENDORS.values(), environment())
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None

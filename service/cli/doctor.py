@@ -1,0 +1,199 @@
+"""`callsheet doctor`: what is wrong with a deployment, and how to mend it. It writes nothing but a probe."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+import click
+import httpx
+import msgspec
+from redis import Redis, RedisError
+from rq import Queue
+from rq import Worker as RQWorker
+
+from service import settings as settings_module
+from service.cli.client import environment
+from service.cli.output import console, json_option, print_json
+from service.jobs.store import connect_sync
+from service.settings import Settings, SettingsError
+from service.storage import Storage, StorageError
+from service.vendors import VENDORS
+
+MIN_SECRET: Final = 32
+MIN_API_KEY: Final = 20
+#: Redis 7 brought the script flags that refuse a whole commit where memory is full.
+MIN_REDIS: Final = 7
+
+
+class Finding(msgspec.Struct, frozen=True):
+    level: str  #: `ok`, `warning` or `error`
+    about: str
+    says: str
+    fix: str = ""
+
+
+_MARKS: Final = {"ok": ("green", "ok"), "warning": ("yellow", "warning"), "error": ("red", "ERROR")}
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what is wrong with this deployment and how to mend it. Exit code 1 where something is."""
+    try:
+        settings = settings_module.load(VENDORS.values(), environment())
+    except SettingsError as error:
+        findings = [Finding("error", "settings", problem, "see 'Settings' in the README") for problem in error.problems]
+    else:
+        findings = list(_examine(settings))
+    if as_json:
+        print_json([msgspec.structs.asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            colour, word = _MARKS[finding.level]
+            console.print(f"[{colour}]{word:>8}[/]  [bold]{finding.about}[/]: {finding.says}", soft_wrap=True)
+            if finding.fix:
+                console.print(f"{'':>10}→ {finding.fix}", soft_wrap=True)
+    raise SystemExit(any(finding.level == "error" for finding in findings))
+
+
+def _examine(settings: Settings) -> Iterator[Finding]:
+    yield from _secrets(settings)
+    yield from _public_url(settings)
+    yield from _redis(settings)
+    yield asyncio.run(_storage(settings))
+    yield from _vendors(settings)
+
+
+def _secrets(settings: Settings) -> Iterator[Finding]:
+    short = [number for number, key in enumerate(settings.secret_keys, 1) if len(key) < MIN_SECRET]
+    if short:
+        fix = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))' makes one"
+        yield Finding("error", "SECRET_KEYS", f"key {short[0]} has fewer than {MIN_SECRET} characters", fix)
+    else:
+        yield Finding("ok", "SECRET_KEYS", f"{len(settings.secret_keys)} long enough")
+    weak = [name for name, key in settings.api_keys.items() if len(key) < MIN_API_KEY]
+    if weak:
+        yield Finding(
+            "error",
+            "API_KEYS",
+            f"the key of {', '.join(weak)} has fewer than {MIN_API_KEY} characters",
+            "use longer ones",
+        )
+    else:
+        yield Finding("ok", "API_KEYS", f"{len(settings.api_keys)} long enough")
+    if settings.allow_private_networks:
+        fix = "unset it in production: it is for the sandbox and for tests"
+        says = "on: links, vendors and subscribers may point into this network, unencrypted; this is unsafe"
+        yield Finding("warning", "ALLOW_PRIVATE_NETWORKS", says, fix)
+
+
+def _public_url(settings: Settings) -> Iterator[Finding]:
+    if not settings.public_url.startswith("https://"):
+        level = "warning" if settings.allow_private_networks else "error"
+        fix = "set it to the https:// address that vendors reach: callback tokens must not travel in clear"
+        yield Finding(level, "PUBLIC_URL", "is not https", fix)
+    try:
+        answer = httpx.get(f"{settings.public_url}/readyz", timeout=10, trust_env=False)
+    except httpx.HTTPError as error:
+        fix = "start the web process, and see that the address leads to it"
+        yield Finding("error", "PUBLIC_URL", f"nobody answers there: {type(error).__name__}", fix)
+        return
+    ready = answer.status_code == 200 and "ready" in answer.text
+    says = f"the web process answers there with {answer.status_code}"
+    yield Finding("ok" if ready else "error", "PUBLIC_URL", says, "" if ready else "see the web process's log")
+
+
+def _redis(settings: Settings) -> Iterator[Finding]:
+    redis = connect_sync(settings)
+    try:
+        began = time.perf_counter()
+        redis.ping()
+        ms = (time.perf_counter() - began) * 1000
+        info: dict[str, Any] = redis.info()
+        yield Finding("ok", "Redis", f"answers in {ms:.1f} ms")
+        yield from _redis_settings(redis, info)
+        yield from _processes(settings, redis)
+    except (RedisError, OSError) as error:
+        fix = "check REDIS_URL; for a platform's self-signed certificate set REDIS_TLS_VERIFY=0"
+        yield Finding("error", "Redis", f"does not answer: {type(error).__name__}: {error}"[:200], fix)
+    finally:
+        redis.close()
+
+
+def _redis_settings(redis: Redis, info: dict[str, Any]) -> Iterator[Finding]:
+    version = str(info.get("valkey_version") or info["redis_version"])
+    if int(version.split(".")[0]) < MIN_REDIS:
+        yield Finding("error", "Redis version", version, f"use Redis {MIN_REDIS} or Valkey")
+    else:
+        yield Finding("ok", "Redis version", version)
+    policy = str(info.get("maxmemory_policy", "unknown"))
+    if policy == "noeviction":
+        yield Finding("ok", "Redis eviction", policy)
+    else:
+        fix = "set maxmemory-policy to noeviction (on Heroku: heroku redis:maxmemory --policy noeviction)"
+        yield Finding("error", "Redis eviction", f"{policy}: when memory is full, jobs are thrown away in silence", fix)
+    if info.get("aof_enabled"):
+        yield Finding("ok", "Redis persistence", "append-only file")
+    elif info.get("rdb_last_save_time") and _saves(redis):
+        fix = "set appendonly yes, or choose a plan that persists every write"
+        yield Finding("warning", "Redis persistence", "snapshots only: a crash loses what came since the last", fix)
+    else:
+        fix = "set appendonly yes; without it a restart loses every job"
+        yield Finding("error", "Redis persistence", "none", fix)
+
+
+def _saves(redis: Redis) -> bool:
+    try:
+        return bool(redis.config_get("save").get("save"))
+    except RedisError:  # managed ones do not tell; they snapshot
+        return True
+
+
+def _processes(settings: Settings, redis: Redis) -> Iterator[Finding]:
+    queue = Queue(settings.archive_queue, connection=redis)
+    workers = RQWorker.count(queue=queue)
+    if workers:
+        yield Finding("ok", "worker", f"{workers} running, {queue.count} tasks waiting")
+    else:
+        yield Finding("error", "worker", f"none is running, {queue.count} tasks wait", "start the worker process")
+    overdue = redis.zcount(f"{settings.key_prefix}:deadlines", "-inf", (time.time() - 300) * 1000)
+    if overdue:
+        yield Finding("error", "poller", f"{overdue} deadlines passed unseen", "start the poller process")
+
+
+async def _storage(settings: Settings) -> Finding:
+    key = f".doctor/{time.time_ns()}"
+    try:
+        storage = Storage(settings.storage_url)
+        await storage.put(key, _probe())
+        size = await storage.size(key)
+        await storage.delete(key)
+    except StorageError as error:
+        says = f"cannot be written: {type(error).__name__}: {error}".splitlines()[0][:300]
+        fix = "check the address, the bucket and the credentials (AWS_…, GOOGLE_…, AZURE_…)"
+        return Finding("error", "STORAGE_URL", says, fix)
+    if size != len(_PROBE):
+        return Finding("error", "STORAGE_URL", f"gives back {size} of {len(_PROBE)} bytes", "check the storage itself")
+    return Finding("ok", "STORAGE_URL", "can be written, read and cleared")
+
+
+_PROBE: Final = b"callsheet doctor was here\n"
+
+
+async def _probe() -> AsyncIterator[bytes]:
+    yield _PROBE
+
+
+def _vendors(settings: Settings) -> Iterator[Finding]:
+    for slug, account in settings.accounts.items():
+        if not account.complete:
+            says = "no credentials: its callbacks are received, but it is not polled"
+            yield Finding("warning", slug, says, f"set {account.wanted}")
+        elif account.base_url != VENDORS[slug].BASE_URL:
+            fix = f"unset {slug.upper()}_BASE_URL, unless that is meant"
+            yield Finding("warning", slug, f"called at {account.base_url}, not at its own address", fix)
+        else:
+            yield Finding("ok", slug, "has credentials")

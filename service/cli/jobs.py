@@ -1,0 +1,174 @@
+"""`callsheet jobs …` and `callsheet quarantine …`: what the API knows, in the terminal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from redis import RedisError
+
+from service.cli.client import Client, deployment_settings
+from service.cli.output import console, json_option, print_json, table
+from service.jobs.store import connect_sync
+from service.model import VERDICTS, Archive, Status
+from service.vendors import VENDORS
+
+
+@click.group()
+def jobs() -> None:
+    """List, show, watch and refresh jobs."""
+
+
+@jobs.command("list")
+@click.option("--vendor", type=click.Choice(sorted(VENDORS)))
+@click.option("--status", type=click.Choice([status.value for status in Status]))
+@click.option("--archive", type=click.Choice([archive.value for archive in Archive]))
+@click.option("--vendor-job-id", help="The vendor's own id.")
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True)
+@click.option("--cursor", help="Where the page before ended.")
+@json_option
+def list_jobs(as_json: bool, **filters: Any) -> None:
+    """The newest jobs first."""
+    page = Client().get("/v1/jobs", **filters)
+    if as_json:
+        return print_json(page)
+    columns = ("job", "vendor", "vendor's id", "status", "archive", "created", "error")
+    table(columns, [_row(job) for job in page["data"]])
+    if page["next_cursor"]:
+        console.print(f"more: --cursor {page['next_cursor']}", style="dim")
+    return None
+
+
+def _row(job: dict[str, Any]) -> list[object]:
+    error = job["error"]["message"][:60] if job["error"] else ""
+    return [*(job[name] for name in ("id", "vendor", "vendor_job_id", "status", "archive", "created_at")), error]
+
+
+@jobs.command()
+@click.argument("job_id")
+@json_option
+def show(job_id: str, as_json: bool) -> None:
+    """One job and its timeline."""
+    client = Client()
+    job = client.get(f"/v1/jobs/{job_id}")
+    timeline = client.get(f"/v1/jobs/{job_id}/timeline")["data"]
+    if as_json:
+        return print_json(job | {"timeline": timeline})
+    rows = [(name, value if not isinstance(value, dict | list) else json.dumps(value)) for name, value in job.items()]
+    table(("field", "value"), rows)
+    console.print()
+    columns = ("at", "source", "says", "applied", "why")
+    table(columns, [_entry(entry) for entry in timeline])
+    return None
+
+
+def _entry(entry: dict[str, Any]) -> list[object]:
+    says = entry["status"] or entry.get("archive") or entry.get("problem") or ""
+    why = "; ".join(word for word in (entry["why"], entry.get("detail")) if word)
+    return [entry["at"], entry["source"], says, "yes" if entry["applied"] else "no", why]
+
+
+@jobs.command()
+@click.argument("job_id")
+@json_option
+def refresh(job_id: str, as_json: bool) -> None:
+    """Ask the vendor about a job now; store its outputs again where that had failed."""
+    job = Client().call("POST", f"/v1/jobs/{job_id}/refresh")
+    if as_json:
+        print_json(job)
+    else:
+        console.print(f"{job_id}: the vendor is being asked")
+
+
+@jobs.command()
+@click.argument("job_id", required=False)
+@json_option
+def watch(job_id: str | None, as_json: bool) -> None:
+    """Follow events as they are published, of one job until nothing more can come of it, or of all until Ctrl-C.
+
+    Exit code 1 where the one job did not end well.
+    """
+    settings = deployment_settings()
+    channel = f"{settings.key_prefix}:events" + (f":{job_id}" if job_id else "")
+    with connect_sync(settings) as redis, redis.pubsub(ignore_subscribe_messages=True) as subscription:
+        subscription.subscribe(channel)
+        if job_id and (code := _ended(Client().get(f"/v1/jobs/{job_id}"))) is not None:
+            console.print(f"{job_id}: ended already")
+            raise SystemExit(code)
+        try:
+            while True:
+                message = subscription.get_message(timeout=5.0)
+                if message is None:
+                    continue
+                event = json.loads(message["data"])
+                _print_event(event, as_json)
+                if job_id and (code := _ended(event["data"])) is not None:
+                    raise SystemExit(code)
+        except RedisError as error:
+            raise click.ClickException(f"Redis does not answer: {error}") from None
+
+
+def _print_event(event: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(event, ensure_ascii=False))
+        return
+    job = event["data"]
+    error = f"  {job['error']['message']}" if job["error"] else ""
+    console.print(f"{event['timestamp']}  {event['type']:<16} {job['id']}  {job['vendor']}{error}", soft_wrap=True)
+
+
+def _ended(job: dict[str, Any]) -> int | None:
+    """The exit code that a job's end means; None while something is still to come."""
+    if job["status"] in (Status.PENDING, Status.UNCONFIRMED, Status.QUEUED, Status.PROCESSING):
+        return None
+    if job["status"] in VERDICTS and job["archive"] == Archive.WAITING:
+        return None
+    return 0 if job["status"] == Status.SUCCEEDED and job["archive"] != Archive.FAILED else 1
+
+
+@click.group()
+def quarantine() -> None:
+    """Callbacks that could not be understood."""
+
+
+@quarantine.command("list")
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True)
+@click.option("--cursor", help="Where the page before ended.")
+@json_option
+def list_letters(limit: int, cursor: str | None, as_json: bool) -> None:
+    """The newest first."""
+    page = Client().get("/v1/quarantine", limit=limit, cursor=cursor)
+    if as_json:
+        return print_json(page)
+    names = ("id", "vendor", "job_id", "problem", "count", "last_received_at", "detail")
+    table(names, [[row[name] for name in names] for row in page["data"]])
+    if page["next_cursor"]:
+        console.print(f"more: --cursor {page['next_cursor']}", style="dim")
+    return None
+
+
+@quarantine.command("show")
+@click.argument("letter_id")
+@json_option
+def show_letter(letter_id: str, as_json: bool) -> None:
+    """One callback as it came."""
+    letter = Client().get(f"/v1/quarantine/{letter_id}")
+    if as_json:
+        return print_json(letter)
+    table(("field", "value"), [(name, value) for name, value in letter.items() if name != "raw"])
+    click.echo()
+    click.echo(letter["raw"])
+    return None
+
+
+@quarantine.command()
+@click.argument("letter_id")
+@json_option
+def replay(letter_id: str, as_json: bool) -> None:
+    """Read a callback again, with today's code."""
+    answer = Client().call("POST", f"/v1/quarantine/{letter_id}/replay")
+    if as_json:
+        print_json(answer)
+    else:
+        console.print(f"{letter_id}: {answer['outcome']} {answer['job_id'] or ''}")
