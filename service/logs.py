@@ -56,7 +56,8 @@ def configure(format_: str, redact: Redact) -> None:
 
 
 def _json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
-    return msgspec.json.encode(event, enc_hook=repr)
+    head = {name: event.pop(name, None) for name in ("at", "level", "part", "event")}
+    return msgspec.json.encode(head | dict(event), enc_hook=repr)
 
 
 def _last_step(render: Callable[[WrappedLogger, str, EventDict], str | bytes], redact: Redact) -> Any:

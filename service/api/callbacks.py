@@ -19,7 +19,7 @@ from service.jobs.tokens import SHARED
 from service.jobs.tracker import CommitFailed, Recorded
 from service.model import Observation, Problem, Source
 from service.vendors import VENDORS
-from service.vendors.base import unreadable
+from service.vendors.reading import unreadable
 
 PREFIX: Final = "/callbacks/"
 

@@ -1,4 +1,4 @@
-"""The vendors, found by looking: every module of this package except `base` is one, and its name is the slug."""
+"""The vendors, found by looking: every module here but `base` and `reading` is one, and its name is the slug."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from service.vendors.base import Vendor
 VENDORS: Final[dict[str, Vendor]] = {
     module.name: cast(Vendor, import_module(f"{__name__}.{module.name}"))
     for module in iter_modules(__path__)
-    if module.name != "base"
+    if module.name not in ("base", "reading")
 }

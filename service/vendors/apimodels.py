@@ -15,17 +15,20 @@ from service.vendors.base import (
     Refusal,
     Request,
     Rhythm,
+    no_list,
+    no_list_request,
+    no_token,
+    no_token_request,
+)
+from service.vendors.reading import (
     amount,
+    answered,
     decode,
     failure,
     known,
     mapping,
     moment,
     nested,
-    no_list,
-    no_list_request,
-    no_token,
-    no_token_request,
     number,
     outputs,
     reading,
@@ -83,7 +86,7 @@ def read_status(http_status: int, body: bytes) -> Observation | Refusal:
     answer = decode(body)
     # The family answers errors with HTTP 200 and the status that is meant as `code`.
     meant = int(number(_wrong(mapping(answer)).get("code")) or http_status)
-    return refused(meant, answer) or reading(Source.POLL, answer, _job)
+    return answered(http_status, refused(meant, answer), reading(Source.POLL, answer, _job))
 
 
 def _wrong(body: dict[str, object]) -> dict[str, object]:

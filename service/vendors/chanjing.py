@@ -9,15 +9,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from service.model import Observation, Source, Status
-from service.vendors.base import (
-    CANCELLED_WORDS,
-    Limit,
-    ListPage,
-    Refusal,
-    Request,
-    Rhythm,
-    Token,
+from service.vendors.base import CANCELLED_WORDS, Limit, ListPage, Refusal, Request, Rhythm, Token
+from service.vendors.reading import (
     amount,
+    answered,
     decode,
     failure,
     known,
@@ -106,7 +101,7 @@ def read_callback(body: bytes) -> Observation:
 
 def read_status(http_status: int, body: bytes) -> Observation | Refusal:
     answer = decode(body)
-    return _refused(http_status, answer) or reading(Source.POLL, answer, _job)
+    return answered(http_status, _refused(http_status, answer), reading(Source.POLL, answer, _job))
 
 
 def read_list(http_status: int, body: bytes) -> ListPage | Refusal:

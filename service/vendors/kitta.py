@@ -7,21 +7,14 @@ from typing import Final
 from urllib.parse import quote
 
 from service.model import Cost, Observation, Source, Status
-from service.vendors.base import (
-    CANCELLED_WORDS,
-    Limit,
-    ListPage,
-    Refusal,
-    Request,
-    Rhythm,
+from service.vendors.base import CANCELLED_WORDS, Limit, ListPage, Refusal, Request, Rhythm, no_token, no_token_request
+from service.vendors.reading import (
     complaint,
     decode,
     failure,
     listed,
     mapping,
     moment,
-    no_token,
-    no_token_request,
     number,
     outputs,
     reading,

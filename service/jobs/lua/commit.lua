@@ -173,7 +173,7 @@ local function schedule(job, id, fact, decision, linked)
   elseif fact.source == 'poll' then
     local expires = tonumber(job._expires)
     local wait = math.max(ask.every, math.min(ask.slowest, (NOW - tonumber(job._since)) / 10))
-    if (done and is_verdict(fact.status)) or NOW >= expires then
+    if (done and (is_verdict(fact.status) or fact.problem)) or NOW >= expires then -- nothing left to ask for
       redis.call('ZREM', polls, id)
     else -- one last look just before the deadline
       redis.call('ZADD', polls, math.max(NOW + ask.every, math.min(NOW + wait, expires - 1000)), id)
