@@ -10,7 +10,7 @@ import mimetypes
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
 import obstore
@@ -19,12 +19,18 @@ from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store
 
 from service.model import Output, OutputKind
 
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
 #: What obstore raises when the storage does not do as asked.
 StorageError: Final = (BaseError, OSError)
 
 #: Parts of a multipart upload: with two under way, a file of any size passes through some 16 MB of memory.
 PART_BYTES: Final = 8 * 2**20
 _PARTS_AT_ONCE: Final = 1
+
+#: For a hiccup only: a storage that is down is tried again by the task, later.
+_RETRIES: Final[RetryConfig] = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
 _SIGNED_FOR: Final = timedelta(minutes=15)
 _ENDINGS: Final = {
@@ -51,7 +57,7 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         local = url.startswith("file://")
-        self._store: ObjectStore = from_url(url, mkdir=True) if local else from_url(url)
+        self._store: ObjectStore = from_url(url, mkdir=True) if local else from_url(url, retry_config=_RETRIES)
 
     async def put(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         """Store a stream, whole or not at all. Whatever `chunks` raises aborts the upload and comes through.

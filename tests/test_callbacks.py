@@ -204,7 +204,7 @@ def test_a_second_verdict_that_contradicts_the_first_makes_the_poller_ask(web: W
     ]
 
 
-def test_a_verdict_after_the_jobs_outputs_were_fetched_by_nobody_is_kept_in_utc(web: Web) -> None:
+def test_the_end_that_the_vendor_tells_is_the_jobs_in_utc(web: Web) -> None:
     job = web.track("apimodels", vendor_job_id="task-1")
     web.callback(job["callback_url"], apimodels("task-1", "completed", completeTime=1705123500000))
     assert web.job(job["id"])["completed_at"] == "2024-01-13T05:25:00Z"
@@ -378,9 +378,11 @@ def deep(depth: int) -> bytes:
 
 
 def garbage() -> dict[str, bytes]:
-    """Bodies by name. `%TASK%` is where a whole task would be, so that junk reaches behind the first look."""
+    """Bodies by name. Many have junk in the place of a task's values, so that it reaches behind the first look."""
     chance = random.Random(20)
-    task = b'{"id": "x", "taskId": "x", "status": %s, "state": %s, "resultJson": %s, "progress": %s, "executionTime": %s}'
+    task = (
+        b'{"id": "x", "taskId": "x", "status": %s, "state": %s, "resultJson": %s, "progress": %s, "executionTime": %s}'
+    )
 
     def with_value(value: bytes) -> bytes:
         return b'{"code": %s, "data": %s}' % (value, task % ((value,) * 5))
@@ -416,7 +418,7 @@ def garbage() -> dict[str, bytes]:
         "white space": b" \r\n\t ",
         "a byte order mark": b"\xef\xbb\xbf{}",
         "UTF-16": '{"status": "completed"}'.encode("utf-16"),
-        "duplicate keys": b'{"id": "a", "id": "b", "taskId": "a", "taskId": "b", "status": "failed", "status": 30, "status": []}',
+        "duplicate keys": b'{"id": "a", "id": "x", "taskId": "a", "taskId": "x", "status": "failed", "status": []}',
         "bad UTF-8 as a key": b'{"\xff": 1, "status": "processing"}',
         "an empty key": b'{"": {"": ""}}',
         "two documents": b"{}{}",
@@ -430,12 +432,15 @@ def garbage() -> dict[str, bytes]:
     return found
 
 
+GARBAGE: Final = garbage()
+
+
 @every_vendor
-@pytest.mark.parametrize("name", list(garbage()))
+@pytest.mark.parametrize("name", list(GARBAGE))
 def test_garbage_is_refused_or_read_and_never_an_error_of_ours(web: Web, vendor: str, name: str) -> None:
     job = web.track(vendor, vendor_job_id="x")
     for url in (job["callback_url"], web.shared_url(vendor)):
-        answer = web.callback(url, garbage()[name])
+        answer = web.callback(url, GARBAGE[name])
         assert answer.status_code in (200, 400, 422), answer.text
         assert answer.status_code == 200 or answer.headers["content-type"] == "application/problem+json"
     answers = [web.api.get(path).status_code for path in (f"/v1/jobs/{job['id']}", "/v1/jobs", "/v1/quarantine")]
@@ -448,7 +453,7 @@ def test_a_job_whose_result_is_nested_as_deep_as_is_read_can_still_be_used(web: 
     def job_nested(depth: int) -> tuple[str, int]:
         """A job that was given a result of this depth, and how the callback was answered."""
         job = web.track("apimodels")
-        found = '{"session_id": "s", "face_list": [%s]}' % deep(depth).decode()
+        found = f'{{"session_id": "s", "face_list": [{deep(depth).decode()}]}}'
         body = apimodels(job["id"], "completed", model="kling-video/kling-identify-face", faceData=found)
         return job["id"], web.callback(job["callback_url"], body).status_code
 
@@ -457,8 +462,9 @@ def test_a_job_whose_result_is_nested_as_deep_as_is_read_can_still_be_used(web: 
     unusable = {}
     for depth in range(limit - 20, limit + 2):
         job_id, answer = job_nested(depth)
-        metadata = {"metadata": {"a": 1}}
-        attached = httpx.patch(f"{web.url}/v1/jobs/{job_id}", json=metadata, headers=web.api.headers)
+        # An error of ours ends its connection.
+        once = {"Connection": "close"}
+        attached = web.api.patch(f"/v1/jobs/{job_id}", json={"metadata": {"a": 1}}, headers=once)
         if answer not in (200, 422) or attached.status_code != 200:
             unusable[depth - limit] = (answer, attached.status_code)
     assert unusable == {}
@@ -644,6 +650,7 @@ def test_a_parked_callback_has_a_line_without_a_job(web: Web) -> None:
 
 
 def test_no_token_is_ever_logged(web: Web) -> None:
+    logged_before = len(web.process.output())
     job = web.track("apimodels", vendor_job_id="task-1")
     url, shared = job["callback_url"], web.shared_url("apimodels")
     path = urlsplit(url).path
@@ -662,7 +669,7 @@ def test_no_token_is_ever_logged(web: Web) -> None:
     )
     macs = {mac_of(url), mac_of(shared)}
     assert {mac for mac in macs if mac in web.process.output()} == set()
-    assert "Traceback" not in web.process.output()
+    assert "Traceback" not in web.process.output()[logged_before:]
 
 
 def send_raw(web: Web, request: bytes) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import time
-import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -163,9 +161,14 @@ async def desk(redis_url: str) -> AsyncIterator[Desk]:
         yield desk
 
 
-def about(ms: int | None, expected: int) -> bool:
+def ms(moment: str) -> int:
+    """An ISO-8601 time in milliseconds."""
+    return round(datetime.fromisoformat(moment).timestamp() * 1000)
+
+
+def about(due: int | None, expected: int) -> bool:
     """Whether something is due in `expected` ms, give or take the moment that has passed since it was written."""
-    return ms is not None and expected - 2_000 <= ms <= expected
+    return due is not None and expected - 2_000 <= due <= expected
 
 
 # -- a job comes to be ------------------------------------------------------------------------------------
@@ -237,7 +240,6 @@ async def test_vendors_choose_their_ids_without_asking_each_other(desk: Desk) ->
         ("taken", fact(Source.SUBMIT, Status.QUEUED, vendor_job_id="v-1"), {"job_id": "new", "create": True}),
         ("changed", told(Status.PROCESSING), {"job_id": "first", "expect": {"status": Status.PENDING}}),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_a_fact_that_cannot_be_about_this_job_writes_nothing(
     desk: Desk, expected: str, seen: Observation, how: dict[str, Any]
@@ -271,9 +273,7 @@ async def test_keys_of_idempotency_are_told_apart_and_forgotten_after_a_day(desk
     for key in ("a:1", "b:1", "a:1 x"):
         job_id = await desk.new_id()
         seen = fact(Source.SUBMIT)
-        created = await desk.tracker.record(
-            seen, vendor=VENDOR, job_id=job_id, create=True, idempotency=(key, b"{}")
-        )
+        created = await desk.tracker.record(seen, vendor=VENDOR, job_id=job_id, create=True, idempotency=(key, b"{}"))
         assert created.outcome == "note"
         assert 86_390 < await desk.redis.ttl(desk.store.key("idempotency", key)) <= 86_400
 
@@ -330,7 +330,7 @@ async def test_a_duplicate_changes_nothing_and_is_noted(desk: Desk, seen: Observ
 
 
 @pytest.mark.parametrize(
-    "order", permutations((Status.QUEUED, Status.PROCESSING, Status.SUCCEEDED)), ids=lambda order: "-".join(order)
+    "order", list(permutations((Status.QUEUED, Status.PROCESSING, Status.SUCCEEDED))), ids="-".join
 )
 async def test_callbacks_in_any_order_come_to_the_same_end(desk: Desk, order: tuple[Status, ...]) -> None:
     job_id = await desk.track(None)
@@ -339,9 +339,9 @@ async def test_callbacks_in_any_order_come_to_the_same_end(desk: Desk, order: tu
     job = await desk.job(job_id)
     assert (job.status, job.progress, job.outputs, job.archive) == (Status.SUCCEEDED, 100, VIDEO, Archive.WAITING)
     types = await desk.types(job_id)
-    assert types == [
-        type_ for type_ in ("job.submitted", "job.processing", "job.succeeded") if type_ in types
-    ], "in the order of a job's life, each once"
+    assert types == [type_ for type_ in ("job.submitted", "job.processing", "job.succeeded") if type_ in types], (
+        "in the order of a job's life, each once"
+    )
     assert {"job.submitted", "job.succeeded"} <= set(types)
     assert len(await desk.timeline(job_id)) == 4
 
@@ -584,18 +584,941 @@ async def test_a_hinted_verdict_is_counted_and_marked_where_the_vendor_cannot_be
 
 
 async def test_a_fact_about_a_job_that_nobody_has_registered_is_parked_until_somebody_does(desk: Desk) -> None:
-    assert await desk.hint(told(Status.PROCESSING, vendor_job_id="v-1", progress=5)) == "parked"
-    assert await desk.hint(told(Status.PROCESSING, vendor_job_id="v-1", progress=9)) == "parked"
+    began = await desk.store.now_ms()
+    assert await desk.hint(told(Status.PROCESSING, vendor_job_id="v-1", progress=5), raw=b"first") == "parked"
+    assert await desk.hint(told(Status.PROCESSING, vendor_job_id="v-1", progress=9), raw=b"second") == "parked"
+    ended = await desk.store.now_ms()
     assert await desk.stream() == []
-    parked_until = await desk.store.now_ms()
     job_id = await desk.track("v-1")
     job = await desk.job(job_id)
     assert (job.status, job.progress) == (Status.PROCESSING, 9)
     assert await desk.types(job_id) == ["job.submitted", "job.processing"]
-    created, first, second = await desk.timeline(job_id)
+    created, *applied = await desk.timeline(job_id)
     assert "received_at" not in created
-    assert first["received_at"] <= second["received_at"] <= first["at"]
-    moment = msgspec.convert(second["received_at"], msgspec.inspect.type_info(Job).fields[0].type and str)
-    assert moment.endswith("Z")
-    assert parked_until >= msgspec.json.decode(json.dumps(second["received_at"]), type=Event.__annotations__ and str) or 1
+    assert [entry["raw"] for entry in applied] == ["first", "second"]
+    assert all(began <= ms(entry["received_at"]) <= ended <= ms(entry["at"]) for entry in applied)
     assert not await desk.redis.exists(desk.store.key("parked", VENDOR, "v-1"))
+
+
+@pytest.mark.parametrize("by", ["attaching", "a callback"])
+async def test_parked_facts_are_applied_by_whatever_tells_the_vendor_id(desk: Desk, by: str) -> None:
+    await desk.hint(told(Status.PROCESSING, vendor_job_id="v-1", progress=9))
+    job_id = await desk.track(None)
+    source = Source.SUBMIT if by == "attaching" else Source.CALLBACK
+    await desk.tell(job_id, fact(source, Status.QUEUED, vendor_job_id="v-1"))
+    assert (await desk.job(job_id)).status is Status.PROCESSING
+
+
+async def test_a_parked_verdict_from_the_shared_url_makes_us_ask_the_vendor(desk: Desk) -> None:
+    await desk.hint(told(Status.SUCCEEDED, vendor_job_id="v-1", outputs=VIDEO))
+    job_id = await desk.track("v-1")
+    assert (await desk.job(job_id)).status is Status.QUEUED
+    assert about(await desk.due(job_id), 0)
+
+
+async def test_a_parked_verdict_is_counted_where_the_vendor_cannot_be_asked(desk: Desk) -> None:
+    await desk.hint(told(Status.SUCCEEDED, vendor_job_id="c-1", outputs=VIDEO), MUTE)
+    job_id = await desk.track("c-1", MUTE)
+    job = await desk.job(job_id)
+    assert (job.status, job.archive) == (Status.SUCCEEDED, Archive.WAITING)
+    assert await desk.types(job_id) == ["job.submitted", "job.succeeded"]
+
+
+async def test_what_is_parked_has_its_limits(desk: Desk) -> None:
+    key = desk.store.key("parked", VENDOR, "v-1")
+    facts = [told(Status.PROCESSING, vendor_job_id="v-1", detail=str(n)) for n in range(PARKED_LENGTH + 5)]
+    await asyncio.gather(*(desk.hint(seen) for seen in facts))
+    assert await desk.redis.llen(key) == PARKED_LENGTH
+    assert PARKED_SECONDS - 10 < await desk.redis.ttl(key) <= PARKED_SECONDS
+    job_id = await desk.track("v-1")
+    details = [entry["detail"] for entry in (await desk.timeline(job_id))[1:]]
+    assert details == [str(n) for n in range(5, PARKED_LENGTH + 5)], "the latest"
+
+
+# -- facts that could not be understood ---------------------------------------------------------------------
+
+PROBLEM: Final = told(problem=Problem.UNKNOWN_STATUS, detail="unknown status 'paused'")
+
+
+async def test_what_was_not_understood_is_kept_whole_and_the_vendor_is_asked_at_once(desk: Desk) -> None:
+    job_id = await desk.track()
+    row = await desk.store.job_json(job_id)
+    body = b'{"status": "paused", "padding": "' + b"x" * 100_000 + b'"}'
+    assert await desk.tell(job_id, PROBLEM, raw=body, quarantine=(job_id, body)) == "ask"
+    assert await desk.store.job_json(job_id) == row
+    assert about(await desk.due(job_id), 0)
+    entry = await desk.last(job_id)
+    assert (entry["problem"], entry["detail"]) == ("unknown_status", "unknown status 'paused'")
+    assert (entry["status"], entry["applied"], entry["why"]) == (None, False, "the vendor is asked")
+    letters, _ = await desk.store.quarantined(10)
+    letter = await desk.store.letter(letters[0]["id"].decode())
+    assert letter
+    assert letter["body"] == body
+    assert (letter["vendor"], letter["job_id"], letter["subject"]) == (
+        VENDOR.encode(),
+        job_id.encode(),
+        job_id.encode(),
+    )
+    assert (letter["problem"], json.loads(letter["detail"])) == (b"unknown_status", PROBLEM.detail)
+
+
+async def test_the_same_letter_again_is_counted_and_another_is_another(desk: Desk) -> None:
+    first, second = await desk.track("v-1"), await desk.track("v-2")
+    for job_id, body in ((first, b"?"), (first, b"?"), (first, b"!"), (second, b"?"), (first, b"?")):
+        await desk.tell(job_id, PROBLEM, quarantine=(job_id, body))
+    letters, _ = await desk.store.quarantined(10)
+    assert sorted((letter["job_id"].decode(), int(letter["count"])) for letter in letters) == sorted(
+        [(first, 3), (first, 1), (second, 1)]
+    )
+    assert all(letter["received_at"] <= letter["last_received_at"] for letter in letters)
+
+
+async def test_a_letter_without_a_job_is_kept_too(desk: Desk) -> None:
+    seen = told(problem=Problem.NO_JOB_ID, detail="names no job")
+    assert await desk.hint(seen, quarantine=("shared", b"{}")) == "quarantined"
+    [letter], _ = await desk.store.quarantined(10)
+    assert (letter["job_id"], letter["problem"]) == (b"", b"no_job_id")
+
+
+async def test_what_was_not_understood_but_names_a_job_is_noted_on_it(desk: Desk) -> None:
+    job_id = await desk.track("v-1")
+    seen = told(problem=Problem.UNKNOWN_STATUS, detail="?", vendor_job_id="v-1")
+    assert await desk.hint(seen, quarantine=("shared", b"{}")) == "ask"
+    assert (await desk.last(job_id))["problem"] == "unknown_status"
+    assert about(await desk.due(job_id), 0)
+
+
+async def test_what_is_too_large_to_keep_and_names_no_job_leaves_nothing_behind(desk: Desk) -> None:
+    before = await desk.everything()
+    await desk.hint(told(problem=Problem.TOO_LARGE, detail="larger than a callback may be"))
+    assert await desk.everything() == before
+
+
+async def test_another_jobs_id_in_what_was_not_understood_is_not_attached(desk: Desk) -> None:
+    job_id = await desk.track(None)
+    await desk.tell(job_id, told(problem=Problem.NO_OUTPUT, detail="?", vendor_job_id="v-7"))
+    assert (await desk.job(job_id)).vendor_job_id is None
+    assert await desk.store.find(VENDOR, "v-7") is None
+
+
+async def test_what_polling_stumbles_over_is_listed_once_until_something_else_is_learned(desk: Desk) -> None:
+    job_id = await desk.track()
+    lost = polled(problem=Problem.UNKNOWN_JOB, detail="not_found")
+    odd = polled(problem=Problem.UNKNOWN_STATUS, detail="unknown status 'paused'")
+    for seen in (lost, lost, odd, odd, odd, lost, polled(Status.PROCESSING), lost, lost):
+        await desk.tell(job_id, seen)
+    listed = [entry.get("problem") for entry in await desk.timeline(job_id)]
+    assert listed == [None, "unknown_job", "unknown_status", "unknown_job", None, "unknown_job"]
+    assert about(await desk.due(job_id), ASK.every), "and polling goes on"
+
+
+# -- what the caller expects -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "right", "wrong"),
+    [
+        ("status", Status.QUEUED, Status.PROCESSING),
+        ("archive", Archive.NONE, Archive.WAITING),
+        ("outputs", (), VIDEO),
+        ("metadata", {"a": [1, 2.5, "é"], "b": None}, {"b": None, "a": [1, 2.5, "é"]}),
+        ("vendor_job_id", "v-1", "v-2"),
+        ("model", None, "lip-sync-2"),
+    ],
+)
+async def test_a_fact_counts_only_while_the_job_is_as_expected(
+    desk: Desk, field: str, right: object, wrong: object
+) -> None:
+    job_id = await desk.track("v-1", metadata={"a": [1, 2.5, "é"], "b": None})
+    assert await desk.tell(job_id, told(Status.PROCESSING), expect={field: wrong}) == "changed"
+    assert await desk.tell(job_id, told(Status.PROCESSING), expect={field: right}) == "apply"
+
+
+async def test_what_was_read_from_a_job_can_be_expected_of_it(desk: Desk) -> None:
+    job_id = await desk.track(None)
+    await desk.tell(job_id, msgspec.structs.replace(SUCCESS, outputs=VIDEO + OTHER_VIDEO, vendor_job_id="ü/1"))
+    job = await desk.job(job_id)
+    for name in ("id", "vendor", "vendor_job_id", "status", "progress", "archive", "outputs", "metadata"):
+        assert await desk.tell(job_id, ours(detail=name), expect={name: getattr(job, name)}) == "note", name
+
+
+# -- archive: what became of our copy -----------------------------------------------------------------------
+
+#: A row for the archive that the job has, a column for the one that is observed. `+` applied, `=` known, `.` stale.
+ARCHIVE_TABLE: Final = """
+             none  waiting  stored  failed
+    none      =       .       .       .
+    waiting   +       =       +       +
+    stored    .       .       =       .
+    failed    .       +       +       =
+"""
+
+
+def archive_cells() -> list[tuple[Archive, Archive, str]]:
+    header, *rows = (line.split() for line in ARCHIVE_TABLE.strip().splitlines())
+    words = {"+": "apply", "=": "same", ".": "stale"}
+    return [
+        (Archive(current), Archive(observed), words[sign])
+        for current, *signs in rows
+        for observed, sign in zip(header, signs, strict=True)
+    ]
+
+
+async def brought_to(desk: Desk, archive: Archive) -> str:
+    """A succeeded job (a processing one, for `none`) whose archive is `archive`."""
+    job_id = await desk.track(None)
+    await desk.tell(job_id, told(Status.PROCESSING) if archive is Archive.NONE else SUCCESS)
+    if archive is Archive.STORED:
+        await desk.tell(job_id, archived(archive=archive, outputs=copied(VIDEO)))
+    elif archive is Archive.FAILED:
+        await desk.tell(job_id, archived(archive=archive, detail="gone"))
+    assert (await desk.job(job_id)).archive is archive
+    return job_id
+
+
+@pytest.mark.parametrize(("current", "observed", "expected"), archive_cells())
+async def test_the_archive_moves_as_written_out_and_never_touches_the_status(
+    desk: Desk, current: Archive, observed: Archive, expected: str
+) -> None:
+    job_id = await brought_to(desk, current)
+    status = (await desk.job(job_id)).status
+    types = await desk.types(job_id)
+    outputs = copied(VIDEO) if observed is Archive.STORED else None
+    assert await desk.tell(job_id, archived(archive=observed, outputs=outputs)) == expected
+    job = await desk.job(job_id)
+    assert job.archive is (observed if expected == "apply" else current)
+    assert job.status is status
+    news = {Archive.STORED: ["job.stored"], Archive.FAILED: ["job.store_failed"]}.get(observed, [])
+    assert await desk.types(job_id) == types + (news if expected == "apply" else [])
+    waiting = job.archive is Archive.WAITING
+    assert (await desk.due(job_id, "tasks") is not None) is waiting
+    assert await desk.indexes(job_id) == [f"callsheet:jobs:kitta:{status}:{job.archive}"]
+
+
+async def test_a_success_with_outputs_sets_our_copy_in_motion(desk: Desk) -> None:
+    job_id = await desk.track()
+    await desk.tell(job_id, SUCCESS)
+    assert await desk.redis.lrange("rq:queue:callsheet-archive", 0, -1) == [f"archive-{job_id}".encode()]
+    assert about(await desk.due(job_id, "tasks"), 60_000)
+
+
+async def test_what_is_stored_says_where_and_when(desk: Desk) -> None:
+    job_id = await desk.track()
+    await desk.tell(job_id, SUCCESS)
+    seen = archived(archive=Archive.STORED, outputs=copied(VIDEO))
+    assert await desk.tell(job_id, seen, expect={"outputs": VIDEO}) == "apply"
+    job = await desk.job(job_id)
+    assert job.outputs == copied(VIDEO)
+    assert job.completed_at is not None
+    assert job.stored_at is not None
+    assert job.stored_at >= job.completed_at
+    assert await desk.types(job_id) == ["job.submitted", "job.succeeded", "job.stored"]
+
+
+async def test_a_file_that_was_brought_from_an_old_link_does_not_count(desk: Desk) -> None:
+    job_id = await desk.track()
+    await desk.tell(job_id, SUCCESS)
+    await desk.tell(job_id, polled(Status.SUCCEEDED, outputs=OTHER_VIDEO))
+    seen = archived(archive=Archive.STORED, outputs=copied(VIDEO))
+    assert await desk.tell(job_id, seen, expect={"outputs": VIDEO}) == "changed"
+    assert (await desk.job(job_id)).archive is Archive.WAITING
+
+
+async def test_an_attempt_that_failed_is_counted_and_tried_again_after_its_delay(desk: Desk) -> None:
+    job_id = await desk.track()
+    await desk.tell(job_id, SUCCESS)
+    for attempt, delay in enumerate((2, 600), 1):
+        seen = archived(problem=Problem.NOT_STORED, detail=f"attempt {attempt}")
+        assert await desk.tell(job_id, seen, retry_in=delay) == "note"
+        assert await desk.store.attempts(job_id) == attempt
+        assert about(await desk.due(job_id, "tasks"), delay * 1000)
+        entry = await desk.last(job_id)
+        assert (entry["problem"], entry["applied"], entry["detail"]) == ("not_stored", False, f"attempt {attempt}")
+    assert await desk.types(job_id) == ["job.submitted", "job.succeeded"]
+
+
+async def test_a_late_word_of_a_failed_attempt_does_not_wake_a_task_that_is_done(desk: Desk) -> None:
+    job_id = await brought_to(desk, Archive.STORED)
+    await desk.tell(job_id, archived(problem=Problem.NOT_STORED, detail="a slower run"), retry_in=2)
+    assert await desk.due(job_id, "tasks") is None
+    assert (await desk.job(job_id)).archive is Archive.STORED
+
+
+async def test_an_operator_may_have_a_failed_copy_tried_again_from_the_start(desk: Desk) -> None:
+    job_id = await desk.track()
+    await desk.tell(job_id, SUCCESS)
+    await desk.tell(job_id, archived(problem=Problem.NOT_STORED, detail="attempt 1"), retry_in=2)
+    await desk.tell(job_id, archived(archive=Archive.FAILED, detail="attempt 2"), retry_in=0)
+    await desk.redis.delete("rq:queue:callsheet-archive")
+    assert await desk.tell(job_id, ours(archive=Archive.WAITING), poll_now=True) == "apply"
+    assert await desk.store.attempts(job_id) == 0
+    assert await desk.redis.lrange("rq:queue:callsheet-archive", 0, -1) == [f"archive-{job_id}".encode()]
+    assert about(await desk.due(job_id), 0), "and the vendor is asked for links that live"
+    await desk.tell(job_id, archived(archive=Archive.STORED, outputs=copied(VIDEO)))
+    assert await desk.types(job_id) == ["job.submitted", "job.succeeded", "job.store_failed", "job.stored"]
+
+
+@pytest.mark.parametrize(
+    ("source", "archive", "outcome", "link", "then"),
+    [
+        (Source.POLL, Archive.WAITING, "update", OTHER_VIDEO, Archive.WAITING),
+        (Source.POLL, Archive.FAILED, "update", OTHER_VIDEO, Archive.WAITING),
+        (Source.POLL, Archive.STORED, "same", copied(VIDEO), Archive.STORED),
+        # What was not asked for is no answer to a dead link: an old callback may come again at any time.
+        (Source.CALLBACK, Archive.WAITING, "same", VIDEO, Archive.WAITING),
+        (Source.CALLBACK, Archive.FAILED, "same", VIDEO, Archive.FAILED),
+    ],
+)
+async def test_a_fresh_link_from_the_asked_vendor_replaces_one_that_is_still_needed(
+    desk: Desk, source: Source, archive: Archive, outcome: str, link: tuple[Output, ...], then: Archive
+) -> None:
+    job_id = await brought_to(desk, archive)
+    assert await desk.tell(job_id, fact(source, Status.SUCCEEDED, outputs=OTHER_VIDEO)) == outcome
+    job = await desk.job(job_id)
+    assert (job.outputs, job.archive) == (link, then)
+
+
+async def test_the_same_dead_link_again_does_not_set_a_failed_copy_in_motion(desk: Desk) -> None:
+    job_id = await brought_to(desk, Archive.FAILED)
+    assert await desk.tell(job_id, polled(Status.SUCCEEDED, outputs=VIDEO)) == "same"
+    assert (await desk.job(job_id)).archive is Archive.FAILED
+
+
+# -- when the vendor is asked ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("age", "remaining", "expected"),
+    [
+        (0, 86_400, 5),  # never more often than `every`
+        (49, 86_400, 5),
+        (100, 86_400, 10),  # a tenth of the age
+        (1_800, 86_400, 180),
+        (3_000, 86_400, 300),
+        (80_000, 6_400, 300),  # never less often than `slowest`
+        (86_200, 200, 199),  # one last look just before the deadline
+        (86_392, 8, 7),
+        (86_399, 1, 5),
+        (86_401, -1, None),  # it is over
+    ],
+)
+async def test_polls_follow_the_age_of_the_job_and_end_at_its_deadline(
+    desk: Desk, age: int, remaining: int, expected: int | None
+) -> None:
+    job_id = await desk.track()
+    now = await desk.store.now_ms()
+    await desk.row(job_id, _since=now - age * 1000, _expires=now + remaining * 1000)
+    for seen in (polled(Status.PROCESSING), polled(Status.PROCESSING), polled(problem=Problem.BAD_JSON, detail="?")):
+        await desk.tell(job_id, seen)
+        due = await desk.due(job_id)
+        assert due is None if expected is None else about(due, expected * 1000 + 30)
+
+
+async def test_callbacks_do_not_put_off_the_next_look(desk: Desk) -> None:
+    job_id = await desk.track()
+    for progress in (1, 2, 3):
+        before = await desk.redis.zscore(f"callsheet:polls:{VENDOR}", job_id)
+        await desk.tell(job_id, told(Status.PROCESSING, progress=progress))
+        assert await desk.redis.zscore(f"callsheet:polls:{VENDOR}", job_id) == before
+
+
+@pytest.mark.parametrize("source", [Source.CALLBACK, Source.POLL, Source.OPERATOR])
+@pytest.mark.parametrize("status", [Status.SUCCEEDED, Status.FAILED, Status.CANCELLED])
+async def test_after_a_verdict_nothing_is_due_any_more(desk: Desk, source: Source, status: Status) -> None:
+    job_id = await desk.track()
+    await desk.tell(job_id, fact(source, status))
+    assert await desk.due(job_id) is None
+    assert await desk.due(job_id, "deadlines") is None
+
+
+@pytest.mark.parametrize("seen", [ours(detail="look again"), told(Status.QUEUED), SUCCESS])
+async def test_the_vendor_can_be_asked_at_once_whatever_the_fact_says(desk: Desk, seen: Observation) -> None:
+    job_id = await desk.track()
+    await desk.tell(job_id, seen, poll_now=True)
+    assert about(await desk.due(job_id), 0)
+
+
+async def test_a_vendor_that_cannot_be_asked_is_never_due(desk: Desk) -> None:
+    job_id = await desk.track("c-1", MUTE)
+    await desk.tell(job_id, PROBLEM, MUTE, poll_now=True)
+    assert await desk.due(job_id, f"polls:{MUTE}") is None
+    assert (await desk.last(job_id))["why"] == "the vendor cannot be asked: no credentials"
+
+
+# -- the timeline and its evidence --------------------------------------------------------------------------
+
+
+async def test_facts_without_effect_are_only_counted_once_the_timeline_is_long(desk: Desk) -> None:
+    job_id = await desk.track()
+    await desk.tell(job_id, told(Status.PROCESSING))
+    more = 7
+    facts = [told(Status.PROCESSING) for _ in range(TIMELINE_LENGTH + more - 2)]
+    await asyncio.gather(*(desk.tell(job_id, seen) for seen in facts))
+    assert len(await desk.timeline(job_id)) == TIMELINE_LENGTH
+    assert await desk.redis.hget(desk.store.key("job", job_id), "_unlisted") == str(more).encode()
+    await desk.tell(job_id, SUCCESS)
+    assert (await desk.last(job_id))["status"] == "succeeded", "what has an effect is always listed"
+
+
+async def test_the_timeline_tells_every_fact_in_order_with_its_evidence(desk: Desk) -> None:
+    job_id = await desk.track()
+    await desk.tell(job_id, told(Status.PROCESSING, detail="half-way"), raw=b'{"status":"running"}')
+    await desk.tell(job_id, told(Status.QUEUED), raw=b'{"status":"waiting"}')
+    await desk.tell(job_id, SUCCESS, raw=b'{"status":"done"}')
+    await desk.tell(job_id, SUCCESS, raw=b'{"status":"done"}')
+    entries = await desk.timeline(job_id)
+    assert [entry["at"] for entry in entries] == sorted(entry["at"] for entry in entries)
+    told_ = [{name: value for name, value in entry.items() if name != "at"} for entry in entries[1:]]
+    assert told_ == [
+        {
+            "source": "callback",
+            "status": "processing",
+            "applied": True,
+            "why": "was queued",
+            "detail": "half-way",
+            "raw": '{"status":"running"}',
+        },
+        {
+            "source": "callback",
+            "status": "queued",
+            "applied": False,
+            "why": "older than what is known",
+            "raw": '{"status":"waiting"}',
+        },
+        {
+            "source": "callback",
+            "status": "succeeded",
+            "applied": True,
+            "why": "was processing",
+            "raw": '{"status":"done"}',
+        },
+        {"source": "callback", "status": "succeeded", "applied": False, "why": "known already"},
+    ]
+
+
+async def test_evidence_is_kept_up_to_its_limit(desk: Desk) -> None:
+    job_id = await desk.track()
+    raw = b'{"audio":"' + bytes(97 + number % 26 for number in range(3 * RAW_LIMIT)) + b'"}'
+    await desk.tell(job_id, SUCCESS, raw=raw)
+    assert (await desk.last(job_id))["raw"] == raw[:RAW_LIMIT].decode()
+
+
+@pytest.mark.parametrize("subject", ["job", "shared"])
+@pytest.mark.parametrize("position", ["inside", "across the limit"])
+async def test_no_callback_token_is_ever_written(desk: Desk, subject: str, position: str) -> None:
+    job_id = await desk.track()
+    url = Tokens((SECRET,), "http://127.0.0.1").url(VENDOR, job_id if subject == "job" else "shared")
+    mac = url.rpartition(".")[2]
+    echo = json.dumps({"request": json.dumps({"callback_url": url})}).replace("/", "\\/").encode()
+    if position == "across the limit":
+        echo = b"x" * (RAW_LIMIT - echo.index(mac.encode()) - 20) + echo
+    await desk.tell(job_id, PROBLEM, raw=echo, quarantine=(job_id, echo))
+    await desk.tell(job_id, SUCCESS, raw=echo)
+    [letter], _ = await desk.store.quarantined(10)
+    kept = await desk.store.letter(letter["id"].decode())
+    assert kept
+    assert kept["body"] == echo.replace(mac.encode(), b"***")
+    assert mac[:20] not in str(await desk.timeline(job_id))
+    assert (await desk.last(job_id))["raw"].count("***") == 1
+
+
+async def test_no_callback_token_gets_into_what_subscribers_hear(desk: Desk) -> None:
+    """A vendor's words may hold the callback URL that they speak of."""
+    job_id = await desk.track()
+    url = Tokens((SECRET,), "http://127.0.0.1").url(VENDOR, job_id)
+    said = f"could not deliver to {url}"
+    await desk.tell(job_id, told(problem=Problem.UNKNOWN_STATUS, detail=said), quarantine=(job_id, said.encode()))
+    error = JobError(code="undelivered", message=said)
+    await desk.tell(job_id, told(Status.FAILED, error=error, result={"echo": {"callback_url": url}}, detail=said))
+    mac = url.rpartition(".")[2]
+    letters, _ = await desk.store.quarantined(10)
+    written = str((await desk.store.job_json(job_id), await desk.timeline(job_id), await desk.stream(), letters))
+    assert "could not deliver to" in written
+    assert mac not in written
+
+
+HOSTILE: Final = {
+    "quotes": "a \"b\" 'c' `d`",
+    "backslashes": "C:\\new\\table \\u0000 \\",
+    "control characters": "".join(map(chr, range(32))) + "\x7f\x85\u2028\u2029",
+    "emoji": "🎬 \U0001f469\u200d\U0001f3a4 \ufeff \uffff",
+    "templates": "%JOB% %NOW% %s %d ${x} {0} ' .. error() .. ' ]]",
+    "markup": "</script><!-- ]]> &amp; \r\nSet-Cookie: x",
+    "Chinese": "对口型任务失败：音频无效",
+    "key parts": "a:b:*:[x]?{y}",
+    "JSON": '"},{"status":"succeeded"',
+}
+
+
+@pytest.mark.parametrize("text", list(HOSTILE.values()), ids=list(HOSTILE))
+async def test_no_text_breaks_the_json_of_the_job_its_events_or_its_timeline(desk: Desk, text: str) -> None:
+    await desk.hint(told(Status.PROCESSING, vendor_job_id=text, detail=text))
+    metadata: dict[str, object] = {text: [text, {"deep": text}]}
+    job_id = await desk.track(text, model=text, metadata=metadata, detail=text)
+    await desk.tell(job_id, told(problem=Problem.UNKNOWN_STATUS, detail=text), quarantine=(job_id, text.encode()))
+    error = JobError(code=text, message=text)
+    cost = Cost(estimated=0.1, unit=text)
+    await desk.tell(job_id, polled(Status.FAILED, error=error, result={text: text}, cost=cost), raw=text.encode())
+    await desk.tell(job_id, polled(Status.FAILED, cost=Cost(charged=0.3, unit=text)))
+
+    job = await desk.job(job_id)
+    assert (job.vendor_job_id, job.model, job.metadata) == (text, text, metadata)
+    assert (job.error, job.result) == (error, {text: text})
+    assert job.cost == Cost(estimated=0.1, charged=0.3, unit=text)
+    assert [event.type for event in await desk.events(job_id)] == ["job.submitted", "job.processing", "job.failed"]
+    created, _, problem, failed, *_ = await desk.timeline(job_id)
+    assert (created["detail"], problem["detail"], failed["raw"]) == (text, text, text)
+    [letter], _ = await desk.store.quarantined(10)
+    assert json.loads(letter["detail"]) == text
+    assert await desk.store.find(VENDOR, text) == job_id
+    await desk.tell(job_id, told(Status.SUCCEEDED, vendor_job_id=text))
+    [claim] = await desk.store.claim_polls(VENDOR, 1000, 10)
+    assert (claim.job_id, claim.vendor_job_id) == (job_id, text)
+
+
+async def test_evidence_that_is_no_text_is_kept_as_far_as_it_is(desk: Desk) -> None:
+    job_id = await desk.track()
+    await desk.tell(job_id, SUCCESS, raw=b"\xff\xfe{\x00}\xed\xa0\x80" + "é".encode()[:1])
+    assert (await desk.last(job_id))["raw"].startswith("\ufffd\ufffd{\x00}")
+
+
+async def test_a_lone_surrogate_is_refused_before_anything_is_written_and_harms_no_other(desk: Desk) -> None:
+    job_id, other = await desk.track("v-1"), await desk.track("v-2")
+    row = await desk.store.job_json(job_id)
+    refused, fine = await asyncio.gather(
+        desk.tell(job_id, told(Status.PROCESSING, detail="\ud800")),
+        desk.tell(other, told(Status.PROCESSING)),
+        return_exceptions=True,
+    )
+    assert isinstance(refused, UnicodeEncodeError)
+    assert fine == "apply"
+    assert await desk.store.job_json(job_id) == row
+
+
+# -- what everybody hears -------------------------------------------------------------------------------
+
+
+class Ears:
+    """Subscribed to an events channel of all jobs, and to those of single jobs."""
+
+    def __init__(self, desk: Desk, pubsub: Any) -> None:
+        self._desk = desk
+        self._pubsub = pubsub
+
+    async def heard(self) -> tuple[list[bytes], dict[str, list[bytes]]]:
+        """What was published since the last question: to all, and by the job's channel."""
+        await self._desk.redis.publish("callsheet:events", b"end")
+        everybody: list[bytes] = []
+        single: dict[str, list[bytes]] = {}
+        async for message in self._pubsub.listen():
+            if message["type"] == "pmessage":
+                single.setdefault(message["channel"].decode().removeprefix("callsheet:events:"), []).append(
+                    message["data"]
+                )
+            elif message["type"] == "message":
+                if message["data"] == b"end":
+                    break
+                everybody.append(message["data"])
+        return everybody, single
+
+
+@asynccontextmanager
+async def listening(desk: Desk) -> AsyncIterator[Ears]:
+    async with desk.redis.pubsub() as pubsub:
+        await pubsub.subscribe("callsheet:events")
+        await pubsub.psubscribe("callsheet:events:*")
+        ears = Ears(desk, pubsub)
+        await ears.heard()
+        yield ears
+
+
+async def test_every_channel_carries_the_same_events(desk: Desk) -> None:
+    async with listening(desk) as ears:
+        first, second = await desk.track("v-1"), await desk.track("v-2")
+        await asyncio.gather(desk.tell(first, SUCCESS), desk.tell(second, told(Status.FAILED, error=REFUSED)))
+        await desk.tell(first, archived(archive=Archive.STORED, outputs=copied(VIDEO)))
+        everybody, single = await ears.heard()
+        assert everybody == await desk.stream()
+        assert [json.loads(event)["type"] for event in single[first]] == [
+            "job.submitted",
+            "job.succeeded",
+            "job.stored",
+        ]
+        assert [json.loads(event)["type"] for event in single[second]] == ["job.submitted", "job.failed"]
+        assert Counter(everybody) == Counter([*single[first], *single[second]])
+
+
+async def test_an_event_holds_the_job_as_it_was_then(desk: Desk) -> None:
+    job_id = await desk.track()
+    for seen in (
+        told(Status.PROCESSING, progress=20),
+        SUCCESS,
+        archived(archive=Archive.STORED, outputs=copied(VIDEO)),
+    ):
+        await desk.tell(job_id, seen)
+        latest = msgspec.json.decode((await desk.stream())[-1], type=dict[str, msgspec.Raw])
+        assert bytes(latest["data"]) == await desk.store.job_json(job_id)
+    assert sorted(latest) == ["data", "id", "timestamp", "type"]
+
+
+async def test_events_have_ids_of_their_own_and_the_time_of_the_commit(desk: Desk) -> None:
+    before = await desk.store.now_ms()
+    job_id = await desk.track()
+    await desk.tell(job_id, SUCCESS)
+    after = await desk.store.now_ms()
+    events = await desk.events(job_id)
+    assert [event.id.partition("_")[0] for event in events] == ["evt", "evt"]
+    assert len({event.id for event in events}) == 2
+    assert all(before <= event.timestamp.timestamp() * 1000 <= after for event in events)
+
+
+async def test_names_begin_with_the_key_prefix(redis_url: str) -> None:
+    async with opened_desk(redis_url, key_prefix="studio") as desk, desk.redis.pubsub() as pubsub:
+        await pubsub.subscribe("studio:events")
+        await desk.tell(await desk.track(), SUCCESS)
+        keys = {key async for key in desk.redis.scan_iter()}
+        assert all(key.startswith((b"studio:", b"rq:")) for key in keys)
+        assert {b"studio:stream", b"rq:queue:studio-archive"} <= keys
+        messages = [message async for message in first(pubsub, 3)]
+        assert [message["type"] for message in messages] == ["subscribe", "message", "message"]
+
+
+async def first(pubsub: Any, number: int) -> AsyncIterator[dict[str, Any]]:
+    async for message in pubsub.listen():
+        yield message
+        number -= 1
+        if not number:
+            return
+
+
+# -- whatever is said in whatever order ---------------------------------------------------------------------
+
+Said = tuple[Observation, dict[str, Any]]
+
+VOICES: Final = (
+    (Source.CALLBACK, False),
+    (Source.CALLBACK, True),
+    (Source.POLL, False),
+    (Source.SUBMIT, False),
+    (Source.OPERATOR, False),
+    (Source.DEADLINE, False),
+)
+
+
+@st.composite
+def status_facts(draw: st.DrawFn) -> Said:
+    source, weak_path = draw(st.sampled_from(VOICES))
+    status = Status.EXPIRED if source is Source.DEADLINE else draw(st.sampled_from(Status))
+    seen = fact(
+        source,
+        status,
+        progress=draw(st.none() | st.integers(0, 100)),
+        cost=draw(st.sampled_from((None, ESTIMATE, CHARGE, Cost(charged=0.1, unit="credits")))),
+        outputs=draw(st.sampled_from((None, VIDEO, OTHER_VIDEO))) if status is Status.SUCCEEDED else None,
+        error=REFUSED if status is Status.FAILED else None,
+    )
+    return seen, {"weak_path": weak_path, "poll_now": draw(st.booleans())}
+
+
+OTHER_FACTS: Final[tuple[Said, ...]] = (
+    (archived(archive=Archive.STORED, outputs=copied(VIDEO)), {}),
+    (archived(archive=Archive.FAILED, detail="the last attempt"), {}),
+    (archived(problem=Problem.NOT_STORED, detail="an attempt"), {"retry_in": 5}),
+    (ours(archive=Archive.WAITING), {"poll_now": True}),
+    (ours(metadata={"order": 8}), {}),
+    (PROBLEM, {"quarantine": ("shared", b"{}")}),
+    (polled(problem=Problem.UNKNOWN_JOB, detail="not_found"), {}),
+)
+
+#: The order in which the statuses of a job are announced.
+ANNOUNCED: Final = {
+    "job.submitted": 0,
+    "job.processing": 1,
+    "job.expired": 2,
+    "job.succeeded": 3,
+    "job.failed": 3,
+    "job.cancelled": 3,
+}
+
+
+@hypothesis.given(facts=st.lists(status_facts() | st.sampled_from(OTHER_FACTS), min_size=1, max_size=15))
+@hypothesis.settings(
+    max_examples=80, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+async def test_whatever_is_said_in_whatever_order_a_job_stays_sound(desk: Desk, facts: list[Said]) -> None:
+    stream_before = len(await desk.stream())
+    async with listening(desk) as ears:
+        job_id = await desk.new_id()
+        vendor_job_id = f"v-{job_id}"
+        await desk.tell(job_id, fact(Source.SUBMIT, vendor_job_id=vendor_job_id), create=True)
+        for seen, how in facts:
+            await said_and_checked(desk, job_id, vendor_job_id, seen, how)
+        events = (await desk.stream())[stream_before:]
+        everybody, single = await ears.heard()
+    assert everybody == events == single.get(job_id, [])
+    check_events(job_id, [msgspec.json.decode(event, type=Event) for event in events])
+
+
+async def said_and_checked(desk: Desk, job_id: str, vendor_job_id: str, seen: Observation, how: dict[str, Any]) -> None:
+    """Tell one fact, and hold the job before it against the job after it."""
+    row, before, listed = await desk.store.job_json(job_id), await desk.job(job_id), await desk.timeline(job_id)
+    announced = len(await desk.stream())
+    weak_path = how.get("weak_path", False)
+    if weak_path:
+        outcome = await desk.tell(None, msgspec.structs.replace(seen, vendor_job_id=vendor_job_id), **how)
+    else:
+        outcome = await desk.tell(job_id, seen, **how)
+    after, now_listed = await desk.job(job_id), await desk.timeline(job_id)
+
+    if seen.status:
+        witness = rules.witness(seen.source, weak_path=weak_path)
+        decision = rules.decide(witness, before.status, seen.status)
+        assert outcome == decision or (outcome == "update" and decision in ("same", "stale"))
+        assert after.status is (seen.status if outcome == "apply" else before.status)
+    else:
+        assert after.status is before.status
+    assert rules.RANK[after.status] >= rules.RANK[before.status]
+    if before.status in VERDICTS and after.status is not before.status:
+        assert seen.source in (Source.POLL, Source.SUBMIT), "only the asked vendor takes a verdict back"
+    if outcome in ("same", "stale", "ask") or seen.problem:
+        assert await desk.store.job_json(job_id) == row, "what has no effect changes nothing"
+    if after.status not in VERDICTS:
+        assert (after.progress or 0) >= (before.progress or 0)
+
+    assert now_listed[: len(listed)] == listed, "entries are only ever appended"
+    assert len(now_listed) <= len(listed) + 1
+    stream = await desk.stream()
+    if len(stream) > announced:
+        latest = msgspec.json.decode(stream[-1], type=dict[str, msgspec.Raw])
+        assert bytes(latest["data"]) == await desk.store.job_json(job_id), "an event is the job at that time"
+
+    assert await desk.indexes(job_id) == [f"callsheet:jobs:kitta:{after.status}:{after.archive}"]
+    over = after.status in VERDICTS or after.status is Status.EXPIRED
+    assert (await desk.due(job_id, "deadlines") is None) is over
+    assert over or await desk.due(job_id) is not None, "a job that is alive is looked after"
+    assert (await desk.due(job_id, "tasks") is not None) is (after.archive is Archive.WAITING)
+    if after.archive is Archive.STORED:
+        assert all(output.stored for output in after.outputs)
+
+
+def check_events(job_id: str, events: list[Event]) -> None:
+    types = [event.type for event in events]
+    assert len(set(types)) == len(types), "each type once"
+    statuses = [type_ for type_ in types if type_ in ANNOUNCED]
+    assert [ANNOUNCED[type_] for type_ in statuses] == sorted(ANNOUNCED[type_] for type_ in statuses)
+    for copy in ("job.stored", "job.store_failed"):
+        assert copy not in types or "job.succeeded" in types[: types.index(copy)]
+    assert all(event.data.id == job_id for event in events)
+    assert [event.timestamp for event in events] == sorted(event.timestamp for event in events)
+
+
+# -- many at once -----------------------------------------------------------------------------------------
+
+
+async def round_trips(desk: Desk) -> int:
+    """EVALSHA calls since the statistics were last reset."""
+    statistics = cast("dict[str, dict[str, int]]", await desk.redis.info("commandstats"))
+    return statistics.get("cmdstat_evalsha", {"calls": 0})["calls"]
+
+
+@pytest.mark.parametrize(
+    ("number", "bytes_each", "expected"),
+    [
+        (1, 0, 1),
+        (BATCH_FACTS, 0, 1),
+        (BATCH_FACTS + 1, 0, 2),
+        (3 * BATCH_FACTS, 0, 3),
+        (BATCH_BYTES // RAW_LIMIT - 1, RAW_LIMIT, 1),
+        (BATCH_BYTES // RAW_LIMIT + 1, RAW_LIMIT, 2),
+    ],
+)
+async def test_facts_of_the_same_turn_share_a_round_trip_within_limits(
+    desk: Desk, number: int, bytes_each: int, expected: int
+) -> None:
+    job_id = await desk.track()
+    await desk.redis.config_resetstat()
+    facts = [polled(Status.PROCESSING, progress=progress % 101) for progress in range(number)]
+    outcomes = await asyncio.gather(*(desk.tell(job_id, seen, raw=b"x" * bytes_each) for seen in facts))
+    assert await round_trips(desk) == expected
+    assert Counter(outcomes) == {"apply": 1} | ({"update": min(number, 101) - 1} if number > 1 else {}) | (
+        {"same": number - 101} if number > 101 else {}
+    )
+
+
+async def test_facts_in_one_round_trip_come_to_what_they_come_to_one_by_one(desk: Desk) -> None:
+    facts = [told(Status.PROCESSING, progress=30), SUCCESS, told(Status.PROCESSING), told(Status.FAILED), SUCCESS]
+    together, apart = await desk.track("v-1"), await desk.track("v-2")
+    outcomes = await asyncio.gather(*(desk.tell(together, seen) for seen in facts))
+    assert outcomes == [await desk.tell(apart, seen) for seen in facts] == ["apply", "apply", "stale", "ask", "same"]
+    assert await desk.types(together) == await desk.types(apart)
+    assert [entry["why"] for entry in await desk.timeline(together)] == [
+        entry["why"] for entry in await desk.timeline(apart)
+    ]
+
+
+async def test_each_of_many_gets_its_own_answer(desk: Desk) -> None:
+    jobs = [await desk.track(f"v-{number}") for number in range(5)]
+    seen = told(Status.PROCESSING)
+    record = partial(desk.tracker.record, vendor=VENDOR)
+    answers = await asyncio.gather(*(record(seen, job_id=job_id) for job_id in (*jobs, "job_unknown", *jobs)))
+    assert [answer.job_id for answer in answers] == [*jobs, "job_unknown", *jobs]
+    assert [answer.outcome for answer in answers] == [*["apply"] * 5, "unknown_job", *["same"] * 5]
+
+
+async def test_a_fact_that_redis_cannot_apply_harms_no_other(desk: Desk) -> None:
+    jobs = [await desk.track(f"v-{number}") for number in range(3)]
+    await desk.redis.hdel(desk.store.key("job", jobs[1]), "status")  # a row that something has damaged
+    answers = await asyncio.gather(*(desk.tell(job_id, SUCCESS) for job_id in jobs), return_exceptions=True)
+    assert answers[0] == answers[2] == "apply"
+    assert isinstance(answers[1], CommitFailed)
+    assert str(answers[1])
+
+
+async def test_who_stops_waiting_does_not_take_the_answer_from_the_others(desk: Desk) -> None:
+    jobs = [await desk.track(f"v-{number}") for number in range(3)]
+    waiting = [asyncio.create_task(desk.tell(job_id, SUCCESS)) for job_id in jobs]
+    await asyncio.sleep(0)  # they wait now
+    waiting[1].cancel()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(answers[1], asyncio.CancelledError)
+    assert answers[0] == answers[2] == "apply"
+    assert await desk.tell(jobs[1], SUCCESS) in ("apply", "same")
+
+
+async def test_a_script_that_redis_has_forgotten_is_sent_again(desk: Desk) -> None:
+    job_id = await desk.track()
+    await desk.redis.script_flush()
+    outcomes = await asyncio.gather(desk.tell(job_id, SUCCESS), desk.tell(job_id, SUCCESS))
+    assert outcomes == ["apply", "same"]
+
+
+async def test_an_error_reaches_everybody_who_waits_and_the_facts_can_be_told_again(desk: Desk) -> None:
+    jobs = [await desk.track(f"v-{number}") for number in range(BATCH_FACTS + 5)]
+    before = await desk.everything()
+    async with connect(desk.settings) as operator:
+        await operator.client_pause(60_000, all=False)  # nothing is written
+        try:
+            waiting = [asyncio.create_task(desk.tell(job_id, SUCCESS)) for job_id in jobs]
+
+            async def both_blocked() -> bool:
+                clients = cast("list[dict[str, str]]", await operator.client_list())
+                return sum(client["cmd"] == "evalsha" and "b" in client["flags"] for client in clients) == 2
+
+            await eventually_async(both_blocked, "two round trips on their way")
+            await operator.client_kill_filter(_type="normal", skipme=True)
+        finally:
+            await operator.client_unpause()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {sync_redis.ConnectionError}
+    assert await desk.everything() == before
+    assert set(await asyncio.gather(*(desk.tell(job_id, SUCCESS) for job_id in jobs))) == {"apply"}
+
+
+async def test_the_plain_form_does_what_the_asyncio_form_does(desk: Desk) -> None:
+    facts: list[Said] = [
+        (fact(Source.SUBMIT, Status.QUEUED, model="m", metadata={"order": 7}, cost=ESTIMATE), {"create": True}),
+        (told(Status.PROCESSING, progress=20), {"raw": b"{}"}),
+        (PROBLEM, {"quarantine": ("shared", b"{}")}),
+        (told(Status.SUCCEEDED, outputs=VIDEO, cost=CHARGE), {"expect": {"status": Status.PROCESSING}}),
+        (told(Status.FAILED), {}),
+        (archived(problem=Problem.NOT_STORED, detail="attempt 1"), {"retry_in": 5}),
+        (archived(archive=Archive.STORED, outputs=copied(VIDEO)), {"expect": {"outputs": OTHER_VIDEO}}),
+        (archived(archive=Archive.STORED, outputs=copied(VIDEO)), {"expect": {"outputs": VIDEO}}),
+    ]
+    one, other = await desk.new_id(), await desk.new_id()
+    asynchronous = [await desk.tell(one, seen, **how) for seen, how in facts]
+    with connect_sync(desk.settings) as redis:
+        plain = [desk.tracker.record_now(redis, seen, vendor=VENDOR, job_id=other, **how) for seen, how in facts]
+        assert desk.tracker.record_now(redis, SUCCESS, vendor=VENDOR, job_id="job_x") == Recorded(
+            "unknown_job", "job_x"
+        )
+    assert [recorded.outcome for recorded in plain] == asynchronous
+    assert asynchronous == ["apply", "apply", "ask", "apply", "ask", "note", "changed", "apply"]
+    assert {recorded.job_id for recorded in plain} == {other}
+    assert without_times(await desk.job(one)) == without_times(await desk.job(other))
+    assert await desk.types(one) == await desk.types(other)
+    assert [entry["why"] for entry in await desk.timeline(one)] == [
+        entry["why"] for entry in await desk.timeline(other)
+    ]
+
+
+def without_times(job: Job) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in msgspec.structs.asdict(job).items()
+        if name != "id" and not isinstance(value, datetime)
+    }
+
+
+async def test_the_plain_form_raises_what_redis_refuses(desk: Desk) -> None:
+    job_id = await desk.track()
+    await desk.redis.hdel(desk.store.key("job", job_id), "status")
+    with connect_sync(desk.settings) as redis, pytest.raises(CommitFailed):
+        desk.tracker.record_now(redis, SUCCESS, vendor=VENDOR, job_id=job_id)
+
+
+# -- Redis in trouble --------------------------------------------------------------------------------------
+
+
+async def test_where_memory_is_full_nothing_is_written_and_everything_can_be_read(tmp_path: Path) -> None:
+    with valkey_server(tmp_path) as server:
+        async with opened_desk(server.url) as desk:
+            job_id = await desk.track()
+            before = await desk.everything()
+            await desk.redis.config_set("maxmemory", 1)
+            facts = [desk.tell(job_id, SUCCESS), desk.tell(job_id, PROBLEM, quarantine=("shared", b"?"))]
+            facts.append(desk.tell(await desk.new_id(), fact(Source.SUBMIT), create=True))
+            answers = await asyncio.gather(*facts, return_exceptions=True)
+            assert {type(answer) for answer in answers} == {sync_redis.OutOfMemoryError}
+            assert await desk.everything() == before
+            assert (await desk.job(job_id)).status is Status.QUEUED
+            await desk.redis.config_set("maxmemory", 0)
+            assert await desk.tell(job_id, SUCCESS) == "apply"
+
+
+async def test_facts_on_which_memory_runs_out_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    with valkey_server(tmp_path) as server:
+        async with opened_desk(server.url) as desk:
+            used = cast("dict[str, int]", await desk.redis.info("memory"))["used_memory"]
+            await desk.redis.config_set("maxmemory", used + 6 * 2**20)
+            written: list[str] = []
+            refused: list[str] = []
+            raw = b"".join(b"%d," % number for number in range(12_000))
+            while not refused:
+                jobs = [await desk.new_id() for _ in range(10)]
+                seen = [fact(Source.SUBMIT, Status.PROCESSING, vendor_job_id=f"v-{job_id}") for job_id in jobs]
+                answers = await asyncio.gather(
+                    *(desk.tell(*told_, create=True, raw=raw) for told_ in zip(jobs, seen, strict=True)),
+                    return_exceptions=True,
+                )
+                for job_id, answer in zip(jobs, answers, strict=True):
+                    (written if answer == "apply" else refused).append(job_id)
+                    assert answer == "apply" or isinstance(answer, sync_redis.OutOfMemoryError)
+            assert written
+            for job_id in written:
+                assert (await desk.job(job_id)).status is Status.PROCESSING
+                assert len(await desk.timeline(job_id)) == 1
+                assert await desk.types(job_id) == ["job.submitted", "job.processing"]
+            keys = b" ".join(await desk.everything())
+            stream = b" ".join(await desk.stream())
+            for job_id in refused:
+                assert job_id.encode() not in keys + stream
+                assert await desk.store.find(VENDOR, f"v-{job_id}") is None
+                assert await desk.indexes(job_id) == []
+
+
+async def test_what_was_answered_outlives_the_death_of_redis(tmp_path: Path) -> None:
+    with valkey_server(tmp_path) as server:
+        async with opened_desk(server.url) as desk:
+            job_id = await desk.track()
+            await desk.tell(job_id, SUCCESS)
+            kept, stream = await desk.everything(), await desk.stream()
+            server.process.kill()
+            answers = await asyncio.gather(
+                *(desk.tell(job_id, told(Status.FAILED)) for _ in range(3)), return_exceptions=True
+            )
+            assert {type(answer) for answer in answers} == {sync_redis.ConnectionError}
+            with valkey_server(tmp_path, port=server.port):
+                assert await desk.everything() == kept
+                assert await desk.stream() == stream
+                assert await desk.tell(job_id, SUCCESS) == "same"

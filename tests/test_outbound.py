@@ -80,7 +80,7 @@ async def open_client() -> AsyncIterator[httpx.AsyncClient]:
 # -- addresses ------------------------------------------------------------------------------------------------
 
 FORBIDDEN = {
-    "this host": "0.0.0.0",
+    "this host": "0.0.0.0",  # noqa: S104  nothing is bound to it
     "this network": "0.1.2.3",
     "loopback": "127.0.0.1",
     "loopback, elsewhere": "127.255.255.254",
@@ -168,7 +168,7 @@ SPELLINGS = {
     "zero": "0",
     "leading zeros": "127.000.000.001",
     "a dot at the end": "127.0.0.1.",
-    "full-width digits": "127.0.0.1",
+    "full-width digits": "\uff11\uff12\uff17.0.0.1",
     "circled digits": "①②⑦.⓪.⓪.①",
     "escaped digits": "%31%32%37.0.0.1",
     "localhost": "localhost",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 
-from service.cli.client import deployment_settings
+from service.cli.client import Where, deployment_settings
 from service.cli.demo import demo
 from service.cli.doctor import doctor
 from service.cli.jobs import jobs, quarantine
+from service.cli.local import default_data_folder
 from service.cli.up import up
 from service.jobs.tokens import Tokens
 from service.vendors import VENDORS
@@ -19,8 +21,20 @@ from service.vendors import VENDORS
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="callsheet")
-def main() -> None:
+@click.option("--url", envvar="CALLSHEET_URL", show_envvar=True, help="The deployment's address.")
+@click.option("--api-key", envvar="CALLSHEET_API_KEY", show_envvar=True, help="One of its API keys.")
+@click.option(
+    "--data",
+    envvar="CALLSHEET_DATA",
+    show_envvar=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    default=default_data_folder,
+    help="Where 'callsheet up' keeps its data; by default var/ of the checkout, else of this folder.",
+)
+@click.pass_context
+def main(context: click.Context, url: str | None, api_key: str | None, data: Path) -> None:
     """Callsheet accounts for every callback of your AI-media vendors."""
+    context.obj = Where(url=url, api_key=api_key, data=data)
 
 
 @main.command("callback-url")

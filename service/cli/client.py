@@ -1,7 +1,7 @@
 """The terminal's own client of the API, and where it finds the deployment it talks to.
 
-In this order: `CALLSHEET_URL` and `CALLSHEET_API_KEY`; the deployment that `callsheet up` runs on this machine;
-`PUBLIC_URL` and the first of `API_KEYS`, as in a one-off process of a platform.
+In this order: what `--url` and `--api-key` say; the deployment that `callsheet up` runs on this machine; `PUBLIC_URL`
+and the first of `API_KEYS`, as in a one-off process of a platform.
 """
 
 from __future__ import annotations
@@ -9,15 +9,30 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 import httpx
+import msgspec
 
 from service import settings
-from service.cli.local import data_folder
 from service.settings import Settings, SettingsError
 from service.vendors import VENDORS
+
+
+class Where(msgspec.Struct, frozen=True):
+    """Which deployment a command is about."""
+
+    url: str | None
+    api_key: str | None
+    data: Path  #: where `callsheet up` keeps its data and its note
+
+
+def where() -> Where:
+    """What the program's own options say."""
+    found: Where = click.get_current_context().find_root().obj
+    return found
 
 
 class Client:
@@ -58,22 +73,22 @@ def _words(answer: httpx.Response) -> str:
 def _running() -> dict[str, Any]:
     """What `callsheet up` noted about itself, where it runs."""
     try:
-        noted: dict[str, Any] = json.loads((data_folder() / "up.json").read_text())
+        noted: dict[str, Any] = json.loads((where().data / "up.json").read_text())
     except (OSError, ValueError):
         return {}
     return noted
 
 
 def _address() -> tuple[str, str]:
-    environ = os.environ
-    if environ.get("CALLSHEET_URL"):
-        return environ["CALLSHEET_URL"], environ.get("CALLSHEET_API_KEY", "")
+    options = where()
+    if options.url:
+        return options.url, options.api_key or ""
     if running := _running():
         return running["url"], _first_key(running["environ"])
-    if environ.get("PUBLIC_URL") and environ.get("API_KEYS"):
-        return environ["PUBLIC_URL"], _first_key(environ)
+    if os.environ.get("PUBLIC_URL") and os.environ.get("API_KEYS"):
+        return os.environ["PUBLIC_URL"], _first_key(os.environ)
     raise click.ClickException(
-        "no deployment to talk to: run 'callsheet up' here, or set CALLSHEET_URL and CALLSHEET_API_KEY"
+        "no deployment to talk to: run 'callsheet up', or give --url and --api-key (CALLSHEET_URL, CALLSHEET_API_KEY)"
     )
 
 

@@ -57,8 +57,11 @@ class Row(msgspec.Struct, kw_only=True):
 
 
 @click.command()
+@click.option(
+    "--timeout", default=TIMEOUT, show_default=True, help="Seconds after which a job has not ended as it should."
+)
 @json_option
-def demo(as_json: bool) -> None:
+def demo(timeout: float, as_json: bool) -> None:
     """Run jobs through every vendor, with callbacks lost, doubled, late and garbled, and check every file.
 
     REDIS_URL and STORAGE_URL are used where they are set; otherwise everything is embedded, and gone afterwards.
@@ -73,7 +76,7 @@ def demo(as_json: bool) -> None:
                 if not as_json:
                     console.print("Starting the store, the sandbox, web, worker and poller…")
                 local.start(lambda name, line: lines.append(f"{name}: {line}"))
-                rows = _Demo(local, quiet=as_json).run()
+                rows = _Demo(local, quiet=as_json).run(timeout)
                 _tidy(local)
         except (click.ClickException, httpx.HTTPError, RedisError):
             click.echo("\n".join(lines), err=True)
@@ -99,12 +102,12 @@ class _Demo:
         self._events: dict[str, dict[str, Any]] = {}  #: job id → the job as its last event had it
         self._began: dict[str, float] = {}
 
-    def run(self) -> list[Row]:
+    def run(self, timeout: float) -> list[Row]:
         with self._listening() as messages:
             jobs = {scene: self._submit(scene) for scene in SCENES if scene.after is None}
             with self._progress() as progress:
                 bar = progress.add_task("jobs at their end", total=len(SCENES))
-                deadline = time.monotonic() + TIMEOUT
+                deadline = time.monotonic() + timeout
                 while len(self._ended()) < len(SCENES) and time.monotonic() < deadline:
                     self._local.check()
                     for event in messages():

@@ -45,7 +45,7 @@ _SANDBOX: Final = "python -m sandbox --port $SANDBOX_PORT --seconds $SANDBOX_SEC
 _CREDENTIALS: Final = "sandbox-credential"
 
 
-def data_folder() -> Path:
+def default_data_folder() -> Path:
     """`var/` of the checkout that the program was installed from, else of the folder it is run in."""
     checkout = Path(__file__).parents[2]
     return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "var"

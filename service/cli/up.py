@@ -11,7 +11,8 @@ from typing import Final
 
 import click
 
-from service.cli.local import Local, data_folder
+from service.cli.client import where
+from service.cli.local import Local
 from service.cli.output import console
 
 _COLOURS: Final = {"valkey": "magenta", "sandbox": "yellow", "web": "cyan", "worker": "green", "poller": "blue"}
@@ -28,10 +29,11 @@ def up(port: int, seconds: float) -> None:
     REDIS_URL and STORAGE_URL are used where they are set. A vendor whose credentials are set is called for real;
     the others are played by the sandbox.
     """
+    data = where().data
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Local(data_folder(), {"LOG_FORMAT": _log_format()}, port=port, seconds=seconds, real_vendors=True) as local:
+    with Local(data, {"LOG_FORMAT": _log_format()}, port=port, seconds=seconds, real_vendors=True) as local:
         console.print("Starting… (Ctrl-C stops everything)")
         local.start(_print_line)
         local.note()
@@ -39,7 +41,7 @@ def up(port: int, seconds: float) -> None:
         while not stop.wait(0.5):
             local.check()
         console.print("\nStopping…")
-    console.print(f"Stopped. The data is in {data_folder()}")
+    console.print(f"Stopped. The data is in {data}")
 
 
 def _log_format() -> str:

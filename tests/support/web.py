@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import Any, Final, Unpack, cast
 
 import httpx
 
@@ -100,7 +100,8 @@ class Web:
 
     def events(self) -> list[dict[str, Any]]:
         """The stream, oldest first."""
-        return [json.loads(fields[b"event"]) for _, fields in self.redis.xrange(self.key("stream"))]
+        entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", self.redis.xrange(self.key("stream")))
+        return [json.loads(fields[b"event"]) for _, fields in entries]
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         """The lines that it has logged under this name so far."""
