@@ -13,7 +13,7 @@ from service.jobs.store import Ask, Store, connect
 from service.jobs.tokens import Tokens, redact
 from service.jobs.tracker import Tracker
 from service.settings import Settings, SettingsError, load
-from service.storage import Storage
+from service.storage import Storage, StorageError
 from service.vendors import VENDORS
 
 
@@ -60,7 +60,10 @@ def configured() -> Settings:
     """The settings of this process, with logging set up; or the end of it with a readable list of problems."""
     try:
         settings = load(VENDORS.values())
+        Storage(settings.storage_url)
     except SettingsError as error:
         sys.exit(f"callsheet: {error}")
+    except (StorageError, ValueError) as error:
+        sys.exit(f"callsheet: STORAGE_URL is not usable: {str(error).splitlines()[0]}")
     logs.configure(settings.log_format, redact)
     return settings

@@ -28,7 +28,8 @@ from service.storage import StorageError, content_type, object_key
 from workers import outbound
 from workers.vendor_client import VendorClient
 
-LEASE_MS: Final = 60_000
+#: Shorter than the sweep's patience: whoever the sweep sends in place of a killed run must find the lease free.
+LEASE_MS: Final = 45_000
 #: A download may take this long, and must on the whole be at least this fast once it has had time to begin.
 MAX_SECONDS: Final = 3600.0
 MIN_BYTES_PER_SECOND: Final = 1024
@@ -60,8 +61,8 @@ class Archivist:
         self._settings = deployment.settings
         self._http = http
         self._vendors = VendorClient(deployment, http)
-        #: Set: uploads abort at their next chunk. (obstore leaves parts behind when it is merely cancelled.)
-        self.interrupted = False
+        #: Set: uploads abort where they are. (obstore leaves parts behind when it is merely cancelled.)
+        self.interrupted = asyncio.Event()
 
     async def store(self, job_id: str) -> str:
         """One attempt. Returns what came of it in a word.
@@ -87,7 +88,7 @@ class Archivist:
         while True:
             await self._store.alive(job_id, tasks.PATIENCE)
             await self._store.renew(lease, owner, LEASE_MS)
-            await asyncio.sleep(LEASE_MS / 4000)
+            await asyncio.sleep(LEASE_MS / 3000)
 
     async def _attempt(self, job: Job) -> str:
         began = time.monotonic()
@@ -191,20 +192,32 @@ class _Download:
     async def chunks(self, response: httpx.Response) -> AsyncIterator[bytes]:
         """The body's pieces. Whatever is wrong is raised here, inside the upload, which aborts it."""
         began = time.monotonic()
+        source = response.aiter_raw(2**18)
+        interrupted = asyncio.ensure_future(self._archivist.interrupted.wait())
         try:
-            async for chunk in response.aiter_raw(2**18):
+            while chunk := await self._next(source, interrupted):
                 self.size += len(chunk)
                 self._check_limits(time.monotonic() - began)
                 self.digest.update(chunk)
                 yield chunk
         except outbound.TransportError as error:
             raise NotStored(f"the download broke off after {self.size} bytes: {_words(error)}") from error
+        finally:
+            interrupted.cancel()
         if self.size == 0:
             raise NotStored("the file is empty")
 
-    def _check_limits(self, seconds: float) -> None:
-        if self._archivist.interrupted:
+    async def _next(self, source: AsyncIterator[bytes], interrupted: asyncio.Future[bool]) -> bytes:
+        """The next piece, empty at the end. A server that stalls does not keep the process from stopping."""
+        piece = asyncio.ensure_future(anext(source, b""))
+        await asyncio.wait((piece, interrupted), return_when=asyncio.FIRST_COMPLETED)
+        if interrupted.done():
+            piece.cancel()
+            await asyncio.wait((piece,))
             raise Interrupted
+        return await piece
+
+    def _check_limits(self, seconds: float) -> None:
         if self.size > self._limit:
             raise NotStored(f"the file is larger than {self._limit} bytes")
         if seconds > MAX_SECONDS or (seconds > MIN_RATE_AFTER and self.size < MIN_BYTES_PER_SECOND * seconds):

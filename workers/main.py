@@ -79,7 +79,7 @@ class Worker:
         if self._running:
             _log.info("stopping", tasks=len(self._running))
             await asyncio.wait(self._running, timeout=GRACE)
-        archivist.interrupted = True
+        archivist.interrupted.set()
         if self._running:
             await asyncio.wait(self._running, timeout=PUT_BACK)
 
