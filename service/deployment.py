@@ -63,7 +63,7 @@ def configured() -> Settings:
         Storage(settings.storage_url)
     except SettingsError as error:
         sys.exit(f"callsheet: {error}")
-    except (StorageError, ValueError) as error:
+    except (*StorageError, ValueError) as error:
         sys.exit(f"callsheet: STORAGE_URL is not usable: {str(error).splitlines()[0]}")
     logs.configure(settings.log_format, redact)
     return settings

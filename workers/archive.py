@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urljoin
 from uuid import uuid4
 
@@ -193,7 +193,7 @@ class _Download:
         """The body's pieces. Whatever is wrong is raised here, inside the upload, which aborts it."""
         began = time.monotonic()
         source = response.aiter_raw(2**18)
-        interrupted = asyncio.ensure_future(self._archivist.interrupted.wait())
+        interrupted = asyncio.create_task(self._archivist.interrupted.wait())
         try:
             while chunk := await self._next(source, interrupted):
                 self.size += len(chunk)
@@ -207,7 +207,7 @@ class _Download:
         if self.size == 0:
             raise NotStored("the file is empty")
 
-    async def _next(self, source: AsyncIterator[bytes], interrupted: asyncio.Future[bool]) -> bytes:
+    async def _next(self, source: AsyncIterator[bytes], interrupted: asyncio.Task[Literal[True]]) -> bytes:
         """The next piece, empty at the end. A server that stalls does not keep the process from stopping."""
         piece = asyncio.ensure_future(anext(source, b""))
         await asyncio.wait((piece, interrupted), return_when=asyncio.FIRST_COMPLETED)
