@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Final, Literal
 from urllib.parse import urljoin
@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import httpx
 import msgspec
+from redis import RedisError
 
 from service import logs
 from service.deployment import Deployment, configured, opened
@@ -26,6 +27,7 @@ from service.jobs import tasks
 from service.model import Archive, Job, Observation, Output, Problem, Source, Stored
 from service.storage import StorageError, content_type, object_key
 from workers import outbound
+from workers.stopping import stopped
 from workers.vendor_client import VendorClient
 
 #: Shorter than the sweep's patience: whoever the sweep sends in place of a killed run must find the lease free.
@@ -35,6 +37,8 @@ MAX_SECONDS: Final = 3600.0
 MIN_BYTES_PER_SECOND: Final = 1024
 MIN_RATE_AFTER: Final = 60.0
 MAX_REDIRECTS: Final = 5
+#: An attempt that is still not over by then hangs where no limit of its own reaches.
+HARD_LIMIT: Final = MAX_SECONDS + 600
 
 _log = logs.get("archive")
 
@@ -73,43 +77,54 @@ class Archivist:
         lease, owner = f"archive-{job_id}", uuid4().hex
         if not await self._store.lease(lease, owner, LEASE_MS):
             return "held by another run"
-        heart = asyncio.create_task(self._beat(job_id, lease, owner))
         try:
-            job = await self._store.job(job_id)
-            if job is None or job.archive is not Archive.WAITING:
-                return "nothing to do"
-            return await self._attempt(job)
+            outcome = "changed"
+            while outcome == "changed":  # the links were replaced meanwhile: what was stored may be another file
+                job = await self._store.job(job_id)
+                if job is None or job.archive is not Archive.WAITING:
+                    return "nothing to do"
+                outcome = await self._attempt(job, lease, owner)
+            return outcome
         finally:
-            heart.cancel()
             await self._store.give_up(lease, owner)
 
-    async def _beat(self, job_id: str, lease: str, owner: str) -> None:
-        """Say that the run is alive, as long as it is."""
-        while True:
-            await self._store.alive(job_id, tasks.PATIENCE)
-            await self._store.renew(lease, owner, LEASE_MS)
-            await asyncio.sleep(LEASE_MS / 3000)
-
-    async def _attempt(self, job: Job) -> str:
+    async def _attempt(self, job: Job, lease: str, owner: str) -> str:
         began = time.monotonic()
-        line = _log.bind(vendor=job.vendor, job_id=job.id)
         try:
-            try:
-                outputs = await self._bring_home(job)
-            except DeadLink:
-                job = await self._with_fresh_links(job)
-                outputs = await self._bring_home(job)
+            async with self._alive(job.id, lease, owner), asyncio.timeout(HARD_LIMIT):
+                outputs = await self._fetch(job)
         except (NotStored, *StorageError) as error:
             return await self._not_stored(job, error)
         recorded = await self._tracker.record(
             Observation(source=Source.ARCHIVE, archive=Archive.STORED, outputs=outputs),
             vendor=job.vendor,
             job_id=job.id,
-            expect={"outputs": job.outputs},
+            expect={"outputs": [msgspec.structs.replace(output, stored=None) for output in outputs]},
         )
         size = sum(output.stored.bytes for output in outputs if output.stored)
-        line.info("archive", outcome=recorded.outcome, bytes=size, seconds=round(time.monotonic() - began, 2))
+        seconds = round(time.monotonic() - began, 2)
+        _log.info("archive", vendor=job.vendor, job_id=job.id, outcome=recorded.outcome, bytes=size, seconds=seconds)
         return recorded.outcome
+
+    @asynccontextmanager
+    async def _alive(self, job_id: str, lease: str, owner: str) -> AsyncIterator[None]:
+        """Say that the run is alive while the block lasts, and nothing after it: the outcome sets the next due time."""
+        over = asyncio.Event()
+
+        async def beat() -> None:
+            while True:
+                with suppress(RedisError, OSError):  # the next beat may reach it
+                    await self._store.alive(job_id, tasks.PATIENCE)
+                    await self._store.renew(lease, owner, LEASE_MS)
+                if await stopped(over, LEASE_MS / 3000):
+                    return
+
+        heart = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            over.set()  # not cancelled: a beat on its way arrives before the block ends, not after
+            await heart
 
     async def _not_stored(self, job: Job, error: Exception) -> str:
         """Note the attempt; try again later, or give up after the last."""
@@ -129,6 +144,13 @@ class Archivist:
             "archive", vendor=job.vendor, job_id=job.id, outcome="failed" if last else "not stored", detail=words
         )
         return "failed" if last else "to be tried again"
+
+    async def _fetch(self, job: Job) -> tuple[Output, ...]:
+        """The outputs at home, by a fresh link where the one that we have is dead."""
+        try:
+            return await self._bring_home(job)
+        except DeadLink:
+            return await self._bring_home(await self._with_fresh_links(job))
 
     async def _with_fresh_links(self, job: Job) -> Job:
         """The job after its vendor was asked again; the same where the vendor cannot be asked or has nothing better."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import time
 import traceback
@@ -35,6 +34,7 @@ from service.jobs.store import connect_sync
 from service.settings import Settings
 from workers import archive, outbound
 from workers.archive import Archivist, Interrupted
+from workers.stopping import stop_signal, stopped
 
 Task = Callable[..., Awaitable[object]]
 
@@ -153,11 +153,7 @@ async def _be_seen(settings: Settings, worker: Worker, stop: asyncio.Event) -> N
                 step = seen.heartbeat
             except (RedisError, OSError) as error:
                 _log.warning("not seen by RQ", error=type(error).__name__)
-            try:
-                async with asyncio.timeout(HEARTBEAT_SECONDS):
-                    await stop.wait()
-            except TimeoutError:
-                continue
+            await stopped(stop, HEARTBEAT_SECONDS)
         with suppress(RedisError, OSError):
             await asyncio.to_thread(seen.register_death)
 
@@ -176,9 +172,7 @@ async def run(deployment: Deployment, stop: asyncio.Event) -> None:
 
 async def main() -> None:
     settings = configured()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_signal()
     async with opened(settings) as deployment:
         _log.info("worker started", queue=settings.archive_queue, concurrency=settings.worker_concurrency)
         await run(deployment, stop)

@@ -7,7 +7,6 @@ dies delays it and loses nothing. Each vendor has a loop of its own: one that ha
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
@@ -22,6 +21,7 @@ from service.model import Observation, Problem, Source, Status
 from service.vendors import VENDORS
 from service.vendors.base import Refusal
 from workers import outbound
+from workers.stopping import stop_signal, stopped
 from workers.vendor_client import Answer, VendorClient
 
 #: Seconds between looks at what is due: how long "at once" may take.
@@ -68,7 +68,7 @@ class Poller:
                 _log.warning("the store does not answer", error=type(error).__name__, detail=str(error)[:200])
             except Exception:  # a turn that stumbles over one job must not end the watch over all the others
                 _log.exception("a turn failed")
-            await _wait(stop, every)
+            await stopped(stop, every)
 
     # -- asking --------------------------------------------------------------------------------------
 
@@ -179,14 +179,6 @@ def _observed(answer: Answer) -> Observation:
     return Observation(source=Source.POLL, problem=Problem.UNKNOWN_JOB, detail=detail[:500])
 
 
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        pass
-
-
 async def run(deployment: Deployment, stop: asyncio.Event) -> None:
     """A poller over a deployment, until `stop` is set."""
     async with outbound.client(allow_private_networks=deployment.settings.allow_private_networks) as http:
@@ -195,9 +187,7 @@ async def run(deployment: Deployment, stop: asyncio.Event) -> None:
 
 async def main() -> None:
     settings = configured()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_signal()
     async with opened(settings) as deployment:
         _log.info("poller started", vendors=[slug for slug, account in settings.accounts.items() if account.complete])
         await run(deployment, stop)

@@ -85,7 +85,9 @@ def demo(timeout: float, as_json: bool) -> None:
         print_json([msgspec.structs.asdict(row) for row in rows])
     else:
         _show(rows)
-    raise SystemExit(any(row.problems for row in rows))
+    if any(row.problems for row in rows):
+        click.echo("\nThe last lines of the processes:\n" + "\n".join(lines), err=True)
+        raise SystemExit(1)
 
 
 class _Demo:
