@@ -5,6 +5,7 @@ One canonical line per callback, poll, archive attempt and delivery; `job_id` an
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -31,7 +32,12 @@ def configure(format_: str, redact: Redact) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
     ]
-    render = _last_step(structlog.dev.ConsoleRenderer(pad_event_to=28) if console else _json, redact)
+    render = _last_step(
+        structlog.dev.ConsoleRenderer(pad_event_to=28, exception_formatter=structlog.dev.plain_traceback)
+        if console
+        else _json,
+        redact,
+    )
     exceptions: list[structlog.typing.Processor] = [] if console else [structlog.processors.format_exc_info]
     structlog.configure(
         processors=[*shared, *exceptions, render],
@@ -57,7 +63,24 @@ def configure(format_: str, redact: Redact) -> None:
 
 def _json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
     head = {name: event.pop(name, None) for name in ("at", "level", "part", "event")}
-    return msgspec.json.encode(head | dict(event), enc_hook=repr)
+    line = head | dict(event)
+    try:
+        return msgspec.json.encode(line, enc_hook=repr)
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+    ):  # a lone surrogate, a key that is no string: the line is written all the same
+        return json.dumps(_plain(line)).encode()
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    """`value` as something that JSON can always say."""
+    if isinstance(value, dict) and depth < 4:
+        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple) and depth < 4:
+        return [_plain(item, depth + 1) for item in value]
+    return value if isinstance(value, str | int | float | None) else repr(value)[:1000]
 
 
 def _last_step(render: Callable[[WrappedLogger, str, EventDict], str | bytes], redact: Redact) -> Any:

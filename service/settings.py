@@ -89,7 +89,7 @@ def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = Non
         "poll_grace": reader.amount("POLL_GRACE_SECONDS", float, None),
         "max_callback_bytes": reader.amount("MAX_CALLBACK_BYTES", int, 16 * 2**20),
         "max_output_bytes": reader.amount("MAX_OUTPUT_BYTES", int, 5 * 2**30),
-        "worker_concurrency": reader.amount("WORKER_CONCURRENCY", int, 32),
+        "worker_concurrency": reader.amount("WORKER_CONCURRENCY", int, 32, least=1),
         "log_format": reader.choice("LOG_FORMAT", ("auto", "json", "console")),
     }
     if reader.problems:
@@ -118,7 +118,8 @@ class _Reader:
         value = self._required(name, what)
         try:
             parts = urlsplit(value)
-            usable = parts.scheme in schemes and bool(parts.netloc or (parts.path and parts.scheme in ("file", "unix")))
+            named = parts.hostname or (parts.path and parts.scheme in ("file", "unix", "redis", "rediss"))
+            usable = parts.scheme in schemes and bool(named) and parts.port != 0
         except ValueError:
             usable = False
         if value and not usable:  # the value stays out of the message: it may hold a password
@@ -126,7 +127,11 @@ class _Reader:
         return value
 
     def words(self, name: str, what: str) -> list[str]:
-        return [word for part in self._required(name, what).split(",") if (word := part.strip())]
+        value = self._required(name, what)
+        found = [word for part in value.split(",") if (word := part.strip())]
+        if value and not found:
+            self.problems.append(f"{name} is empty: set it to {what}")
+        return found
 
     def api_keys(self) -> dict[str, str]:
         keys: dict[str, str] = {}
@@ -151,7 +156,7 @@ class _Reader:
             self.problems.append(f"{name} is {value!r}: set it to 1 or 0")
         return default if not value else value in ("1", "true")
 
-    def amount(self, name: str, type_: Callable[[str], float], default: float | None) -> float | None:
+    def amount(self, name: str, type_: Callable[[str], float], default: float | None, least: int = 0) -> float | None:
         value = self._get(name)
         if not value:
             return default
@@ -159,8 +164,8 @@ class _Reader:
             found = type_(value)
         except ValueError:
             found = None
-        if found is None or not 0 <= found < 2**53:
-            self.problems.append(f"{name} is {value[:20]!r}: set it to a number, 0 or more")
+        if found is None or not least <= found < 2**53:
+            self.problems.append(f"{name} is {value[:20]!r}: set it to a number, {least} or more")
             return default
         return found
 

@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 
 import msgspec
 from redis import Redis as SyncRedis
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.commands.core import AsyncScript
 
 from service.jobs import rules, tasks
@@ -89,8 +89,9 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 def connect(settings: Settings) -> Redis:
-    """An asyncio client."""
-    return Redis.from_url(settings.redis_url, **_options(settings))
+    """An asyncio client. Callers beyond the number of its connections wait for their turn."""
+    pool = BlockingConnectionPool.from_url(settings.redis_url, max_connections=64, timeout=10, **_options(settings))
+    return Redis.from_pool(pool)
 
 
 def connect_sync(settings: Settings) -> SyncRedis:
@@ -135,7 +136,7 @@ def script_text(name: str, settings: Settings) -> str:
             "name": tasks.ARCHIVE_NAME,
             "queue": settings.archive_queue,
             "patience": tasks.PATIENCE * 1000,
-            "template": tasks.archive_template(),
+            "template": tasks.archive_template(settings.archive_queue),
         },
         "STREAM_LENGTH": STREAM_LENGTH,
         "TIMELINE_LENGTH": TIMELINE_LENGTH,
@@ -210,18 +211,27 @@ class Store:
 
     # -- quarantine --------------------------------------------------------------------------------
 
-    async def quarantined(self, limit: int, before_ms: int = 0) -> tuple[list[dict[str, bytes]], int | None]:
+    async def quarantined(self, limit: int, cursor: str = "") -> tuple[list[dict[str, bytes]], str | None]:
         """Letters newest first, without their bodies, and where the next page begins (None: there is none)."""
-        top = f"({before_ms}" if before_ms else "+inf"
-        options = {"desc": True, "byscore": True, "offset": 0, "num": limit + 1, "withscores": True}
-        answer = await self.redis.zrange(self.key("quarantine"), top, "-inf", **options)  # type: ignore[arg-type]
-        found = cast("list[tuple[bytes, float]]", answer)
+        letters = self.key("quarantine")
+        start = 0
+        if cursor:  # the last letter of the page before, which may have been released since
+            score, _, last = cursor.partition("-")
+            rank = await self.redis.zrevrank(letters, last)
+            start = await self.redis.zcount(letters, score, "+inf") if rank is None else cast("int", rank) + 1
+        found = cast(
+            "list[tuple[bytes, float]]",
+            await self.redis.zrange(letters, start, start + limit, desc=True, withscores=True),
+        )
         pipeline = self.redis.pipeline(transaction=False)
         names = ("id", "vendor", "job_id", "problem", "detail", "received_at", "last_received_at", "count")
         for letter_id, _ in found[:limit]:
             pipeline.hmget(self.key("quarantine", letter_id.decode()), names)
         rows = [dict(zip(names, row, strict=True)) for row in await pipeline.execute() if row[0] is not None]
-        return rows, int(found[limit - 1][1]) if len(found) > limit else None
+        if len(found) <= limit:
+            return rows, None
+        last_id, last_score = found[limit - 1]
+        return rows, f"{int(last_score)}-{last_id.decode()}"
 
     async def letter(self, letter_id: str) -> dict[str, bytes] | None:
         """One letter with its body, or None."""

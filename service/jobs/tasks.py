@@ -31,7 +31,7 @@ _FAILURE_SECONDS: Final = 7 * 86_400
 _TIMEOUT_SECONDS: Final = 6 * 3600
 
 
-def archive_template() -> list[str]:
+def archive_template(queue: str) -> list[str]:
     """The hash of the RQ job that stores a job's outputs, as flat field, value, … with `%JOB%` and `%NOW%` to fill in.
 
     Made by RQ's own classes, so that what the commit script writes is what `Queue.enqueue` would have written; only
@@ -49,6 +49,7 @@ def archive_template() -> list[str]:
         description=f"{ARCHIVE_TASK}('%JOB%')",
         status=JobStatus.QUEUED,
     )
+    job.origin = queue
     fields = {name: str(value) for name, value in job.to_dict().items() if name not in ("data", "status")}
     fields |= {
         "data": job.data.decode(),

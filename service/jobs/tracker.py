@@ -145,7 +145,7 @@ class Tracker:
 
 
 def _json(value: object) -> str:
-    return _encode(value).decode()
+    return redact(_encode(value)).decode()  # vendors echo our callback URL in the oddest places
 
 
 def _letter(vendor: str, subject: str, body: bytes) -> Letter:

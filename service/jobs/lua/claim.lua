@@ -15,13 +15,12 @@ end
 
 local vendor, limit = ARGV[2], ARGV[4]
 local retry_at = redis.call('HGET', key('vendor', vendor), 'retry_at')
-if retry_at then
-  if NOW < tonumber(retry_at) then return {} end
-  redis.call('HSET', key('vendor', vendor), 'retry_at', NOW + ARGV[3]) -- one process tries, with one job
-  limit = 1
+if retry_at and NOW < tonumber(retry_at) then return {} end
+local claimed, ids = {}, take(key('polls', vendor), ARGV[3], retry_at and 1 or limit)
+if retry_at and #ids > 0 then -- one process tries, with one job
+  redis.call('HSET', key('vendor', vendor), 'retry_at', NOW + ARGV[3])
 end
-local claimed = {}
-for i, id in ipairs(take(key('polls', vendor), ARGV[3], limit)) do
+for i, id in ipairs(ids) do
   claimed[i] = {id, redis.call('HGET', key('job', id), 'vendor_job_id')}
 end
 return claimed

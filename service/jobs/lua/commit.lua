@@ -103,13 +103,14 @@ local function settle_cost(job, told)
     local known, news = cjson.decode(job.cost), cjson.decode(told.cost)
     if news.estimated == cjson.null then news.estimated = known.estimated end
     if news.charged == cjson.null then news.charged = known.charged end
+    if news.estimated == known.estimated and news.charged == known.charged and news.unit == known.unit then return false end
     told.cost = cjson.encode(news)
   end
   job.cost = told.cost
   return true
 end
 
-local LATE = {'model', 'submitted_at', 'started_at'}
+local LATE = {'model', 'submitted_at', 'started_at', 'cost'}
 local SAME = {'model', 'submitted_at', 'started_at', 'result', 'outputs', 'error'}
 
 local function apply_status(job, id, fact, told)
@@ -119,7 +120,8 @@ local function apply_status(job, id, fact, told)
   end
   advance(job, told)
   settle_cost(job, told)
-  for _, name in ipairs({'model', 'outputs', 'result'}) do job[name] = told[name] or job[name] end
+  for _, name in ipairs({'model', 'result'}) do job[name] = told[name] or job[name] end
+  if job.archive ~= '"stored"' then job.outputs = told.outputs or job.outputs end -- what is at home stays described
   set_status(job, id, status, told)
 end
 
@@ -148,9 +150,9 @@ local function decide(job, id, fact, told)
     apply_status(job, id, fact, told)
     return 'apply'
   end
-  local news = settle_cost(job, told)
-  if letter == 't' then return fill(job, told, LATE) and 'update' or 'stale' end
   if letter == 's' then return 'ask' end
+  if letter == 't' then return fill(job, told, LATE) and 'update' or 'stale' end
+  local news = settle_cost(job, told)
   news = advance(job, told) or news
   news = fill(job, told, SAME) or news
   local archive = unquote(job.archive or '"none"')
@@ -289,11 +291,13 @@ end
 commit = function(fact, packed)
   fact.told = fact.told or {}
   local id, job, answer = find(fact), nil, nil
+  fact.create = fact.create and redis.call('EXISTS', key('job', id)) == 0 -- a client that lost our answer says it again
   if fact.create then
     job, answer = create(fact)
     if answer then return answer end
   elseif not id then
-    if fact.quarantine then quarantine(fact) return {'quarantined', ''} end
+    if fact.quarantine then quarantine(fact) end
+    if fact.quarantine or not fact.vendor_job_id then return {'quarantined', ''} end -- nobody to note it on, or to wait for
     local parked = key('parked', fact.vendor, fact.vendor_job_id)
     redis.call('RPUSH', parked, cmsgpack.pack({at = NOW, fact = packed}))
     redis.call('LTRIM', parked, -PARKED_LENGTH, -1)
@@ -310,7 +314,7 @@ commit = function(fact, packed)
     stored._indexed = nil
   end
   for name, value in pairs(fact.expect or {}) do
-    if (job[name] or DEFAULTS[name]) ~= value then return {'changed', id} end
+    if (job[name] or DEFAULTS[name] or 'null') ~= value then return {'changed', id} end
   end
   local known = job.vendor_job_id
   if fact.vendor_job_id and known and known ~= fact.told.vendor_job_id and not fact.problem then
