@@ -77,10 +77,12 @@ def _json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
 def _plain(value: object, depth: int = 0) -> object:
     """`value` as something that JSON can always say."""
     if isinstance(value, dict) and depth < 4:
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+        return {str(_plain(key)): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple) and depth < 4:
         return [_plain(item, depth + 1) for item in value]
-    return value if isinstance(value, str | int | float | None) else repr(value)[:1000]
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    return value if isinstance(value, bool | int | None) else repr(value)[:1000]
 
 
 def _last_step(render: Callable[[WrappedLogger, str, EventDict], str | bytes], redact: Redact) -> Any:

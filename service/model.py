@@ -171,6 +171,20 @@ STATUS_EVENTS: Final = {
 ARCHIVE_EVENTS: Final = {Archive.STORED: "job.stored", Archive.FAILED: "job.store_failed"}
 
 
+#: Characters of a vendor's own job id.
+MAX_JOB_ID: Final = 200
+#: Levels of nesting in what others attach to a job. What goes deeper would one day meet a reader's limit.
+MAX_DEPTH: Final = 32
+
+
+def too_deep(value: object, levels: int = MAX_DEPTH) -> bool:
+    """Whether a JSON value is nested deeper than `levels`."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(too_deep(item, levels - 1) for item in inner)
+
+
 def new_id(prefix: str, now_ms: int) -> str:
     """`{prefix}_` and 24 characters that sort by time (48 bits of milliseconds, 72 random bits)."""
     raw = now_ms.to_bytes(6) + secrets.token_bytes(9)

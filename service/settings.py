@@ -85,10 +85,10 @@ def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = Non
         "redis_tls_verify": reader.flag("REDIS_TLS_VERIFY", default=True),
         "key_prefix": reader.prefix(),
         "allow_private_networks": reader.flag("ALLOW_PRIVATE_NETWORKS", default=False),
-        "job_deadline": reader.amount("JOB_DEADLINE_SECONDS", int, 86_400),
+        "job_deadline": reader.amount("JOB_DEADLINE_SECONDS", int, 86_400, least=1),
         "poll_grace": reader.amount("POLL_GRACE_SECONDS", float, None),
-        "max_callback_bytes": reader.amount("MAX_CALLBACK_BYTES", int, 16 * 2**20),
-        "max_output_bytes": reader.amount("MAX_OUTPUT_BYTES", int, 5 * 2**30),
+        "max_callback_bytes": reader.amount("MAX_CALLBACK_BYTES", int, 16 * 2**20, least=1),
+        "max_output_bytes": reader.amount("MAX_OUTPUT_BYTES", int, 5 * 2**30, least=1),
         "worker_concurrency": reader.amount("WORKER_CONCURRENCY", int, 32, least=1),
         "log_format": reader.choice("LOG_FORMAT", ("auto", "json", "console")),
     }

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
-from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
@@ -42,7 +41,7 @@ _ENDINGS: Final = {
 
 def object_key(vendor: str, job_id: str, number: int, output: Output) -> str:
     """Where an output is kept, made from the job alone, so that storing it twice stores it once."""
-    ending = Path(urlsplit(output.url).path).suffix.lower()
+    ending = Path(output.url.partition("#")[0].partition("?")[0]).suffix.lower()
     usual = _ENDINGS[output.kind]
     return f"{vendor}/{job_id}/{number}{ending if ending in usual else usual[0]}"
 

@@ -272,7 +272,7 @@ RETRY_AFTER = {
     "zero": ("0", 0, 0),
     "too many": ("86400", 3600, 3600),
     "far too many": ("9" * 400, 3600, 3600),
-    "a date": (SOON, 500, 600),
+    "a date": (SOON, 1, 600),
     "a date in the past": ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
     "a date far ahead": ("Wed, 21 Oct 9999 07:28:00 GMT", 3600, 3600),
     "negative": ("-5", 0, 0),

@@ -37,6 +37,8 @@ MAX_SECONDS: Final = 3600.0
 MIN_BYTES_PER_SECOND: Final = 1024
 MIN_RATE_AFTER: Final = 60.0
 MAX_REDIRECTS: Final = 5
+#: From the request to the end of the answer's headers; a read timeout alone never ends a drip.
+MAX_HEAD_SECONDS: Final = 60.0
 #: An attempt that is still not over by then hangs where no limit of its own reaches.
 HARD_LIMIT: Final = MAX_SECONDS + 600
 
@@ -149,15 +151,21 @@ class Archivist:
         """The outputs at home, by a fresh link where the one that we have is dead."""
         try:
             return await self._bring_home(job)
-        except DeadLink:
-            return await self._bring_home(await self._with_fresh_links(job))
+        except DeadLink as dead:
+            if not job.vendor_job_id or not self._settings.accounts[job.vendor].complete:
+                raise DeadLink(f"{dead}, and the vendor cannot be asked for another") from None
+            return await self._bring_home(await self._with_fresh_links(job, dead))
 
-    async def _with_fresh_links(self, job: Job) -> Job:
-        """The job after its vendor was asked again; the same where the vendor cannot be asked or has nothing better."""
-        if not job.vendor_job_id or not self._settings.accounts[job.vendor].complete:
-            return job
-        answer = await self._vendors.status(job.vendor, job.vendor_job_id)
-        if isinstance(answer.reading, Observation) and answer.reading.problem is None:
+    async def _with_fresh_links(self, job: Job, dead: DeadLink) -> Job:
+        """The job after its vendor was asked again.
+
+        Raises:
+            NotStored: The vendor did not answer, so nobody has said that there is no better link.
+        """
+        answer = await self._vendors.status(job.vendor, job.vendor_job_id or "")
+        if not isinstance(answer.reading, Observation):
+            raise NotStored(f"{dead}, and the vendor has no other for now: {answer.reading.message}"[:300])
+        if answer.reading.problem is None:
             await self._tracker.record(answer.reading, vendor=job.vendor, job_id=job.id, raw=answer.raw)
         return await self._store.job(job.id) or job
 
@@ -185,14 +193,14 @@ class Archivist:
         """The answer to a GET, redirects followed one by one so that each target is judged anew."""
         for _ in range(MAX_REDIRECTS + 1):
             try:
-                response = await self._http.send(self._http.build_request("GET", url), stream=True)
+                async with asyncio.timeout(MAX_HEAD_SECONDS):
+                    response = await self._http.send(self._http.build_request("GET", url), stream=True)
             except outbound.TransportError as error:
-                raise NotStored(
-                    "the link's address is not allowed" if outbound.was_forbidden(error) else _words(error)
-                ) from error
+                words = "the link's address is not allowed" if outbound.was_forbidden(error) else _words(error)
+                raise NotStored(words) from error
             try:
                 if response.has_redirect_location:
-                    url = urljoin(url, response.headers["location"])
+                    url = _target(url, response.headers["location"])
                     continue
                 _check(response)
                 yield response
@@ -214,7 +222,7 @@ class _Download:
     async def chunks(self, response: httpx.Response) -> AsyncIterator[bytes]:
         """The body's pieces. Whatever is wrong is raised here, inside the upload, which aborts it."""
         began = time.monotonic()
-        source = response.aiter_raw(2**18)
+        source = response.aiter_raw()  # as it arrives: pieces of a fixed size would hide how slowly that is
         interrupted = asyncio.create_task(self._archivist.interrupted.wait())
         try:
             while chunk := await self._next(source, interrupted):
@@ -244,6 +252,13 @@ class _Download:
             raise NotStored(f"the file is larger than {self._limit} bytes")
         if seconds > MAX_SECONDS or (seconds > MIN_RATE_AFTER and self.size < MIN_BYTES_PER_SECOND * seconds):
             raise NotStored(f"too slow: {self.size} bytes in {seconds:.0f} s")
+
+
+def _target(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise NotStored(f"a redirect to nowhere: {error}") from error
 
 
 def _check(response: httpx.Response) -> None:

@@ -13,6 +13,7 @@ import os
 import socket
 import time
 import traceback
+import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -59,7 +60,6 @@ class Worker:
         self._settings = deployment.settings
         self._redis = deployment.redis
         self._queue = deployment.settings.archive_queue
-        self._slots = asyncio.Semaphore(deployment.settings.worker_concurrency)
         self._running: set[asyncio.Task[None]] = set()
         self._start = self._redis.register_script((files("workers") / "lua" / "start.lua").read_text())
         self._finish = self._redis.register_script((files("workers") / "lua" / "finish.lua").read_text())
@@ -67,15 +67,14 @@ class Worker:
     async def run(self, stop: asyncio.Event, archivist: Archivist) -> None:
         """Work until `stop` is set; then finish what can be finished in time, and put the rest back."""
         archive.shared.set(archivist)
+        stopping = asyncio.create_task(stop.wait())
         while not stop.is_set():
-            await self._slots.acquire()
-            task_id = await self._next()
-            if task_id is None:
-                self._slots.release()
-                continue
-            running = asyncio.create_task(self._work(task_id))
-            self._running.add(running)
-            running.add_done_callback(self._done)
+            if len(self._running) >= self._settings.worker_concurrency:
+                await asyncio.wait({*self._running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            elif task_id := await self._next():
+                running = asyncio.create_task(self._work(task_id))
+                self._running.add(running)
+                running.add_done_callback(self._done)
         if self._running:
             _log.info("stopping", tasks=len(self._running))
             await asyncio.wait(self._running, timeout=GRACE)
@@ -85,7 +84,6 @@ class Worker:
 
     def _done(self, running: asyncio.Task[None]) -> None:
         self._running.discard(running)
-        self._slots.release()
         if not running.cancelled() and (error := running.exception()):
             _log.error("a task was left to the sweep", error=repr(error)[:300])
 
@@ -125,7 +123,7 @@ class Worker:
 async def _run(data: bytes) -> tuple[str, str]:
     """Run what a task's data names. Its outcome for RQ, and the trouble it met."""
     try:
-        path, _, args, kwargs = msgspec.json.decode(data, type=tuple[str, None, list[object], dict[str, object]])
+        path, _, args, kwargs = _DATA.decode(_plain(data))
         task = TASKS.get(path)
         if task is None:
             return "failed", f"{path!r} is not a task of this worker"
@@ -135,6 +133,17 @@ async def _run(data: bytes) -> tuple[str, str]:
     except Exception:
         return "failed", traceback.format_exc()
     return "finished", ""
+
+
+_DATA: Final = msgspec.json.Decoder(tuple[str, None, list[object], dict[str, object]])
+
+
+def _plain(data: bytes) -> bytes:
+    """A task's data as RQ's serializer made it: RQ compresses it, our own commit does not."""
+    try:
+        return zlib.decompress(data)
+    except zlib.error:
+        return data
 
 
 def _utc(seconds: float) -> str:

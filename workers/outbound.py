@@ -7,8 +7,9 @@ still checked against the name. Nothing is taken from the environment, nothing i
 
 from __future__ import annotations
 
-import asyncio
+import re
 import socket
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
@@ -27,9 +28,12 @@ _DENIED: Final = tuple(
         *("192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
         *("224.0.0.0/4", "240.0.0.0/4"),
         *("::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32", "3fff::/20", "5f00::/16"),
-        *("fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
+        *("::ffff:0:0:0/96", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
     )
 )
+#: A name as DNS has it, or an address; nothing that a resolver might read in ways of its own.
+_HOST: Final = re.compile(rb"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+
 _NAT64: Final = ip_network("64:ff9b::/96")
 
 
@@ -73,6 +77,8 @@ class GuardedTransport(AiohttpTransport):
         url = request.url
         if url.scheme != "https" and not (self._allow_private and url.scheme == "http"):
             raise ForbiddenTarget(f"{url.scheme or 'no scheme'}: only https URLs are fetched", request=request)
+        if not _HOST.fullmatch(url.raw_host):
+            raise ForbiddenTarget("the URL's host is not a name of one", request=request)
         if url.userinfo:
             raise ForbiddenTarget("a URL with a user name in it is not fetched", request=request)
         return await super().handle_async_request(request)
@@ -109,6 +115,7 @@ def client(*, allow_private_networks: bool, connections: int = 100) -> httpx.Asy
         transport=GuardedTransport(allow_private_networks=allow_private_networks, connections=connections),
         timeout=httpx.Timeout(20, connect=10, pool=60),
         headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+        cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=())),  # none is taken, so none is sent
         trust_env=False,
         follow_redirects=False,
     )
@@ -123,5 +130,5 @@ def was_forbidden(error: BaseException | None) -> bool:
     return False
 
 
-#: What a request may raise that is not the other side's answer.
-TransportError: Final = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, asyncio.TimeoutError, OSError)
+#: What a request may raise that is not the other side's answer; a ValueError where a host is none.
+TransportError: Final = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, TimeoutError, OSError, ValueError)

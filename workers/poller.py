@@ -115,8 +115,9 @@ class Poller:
                     return
                 answer = await self._vendors.status(slug, claim.vendor_job_id)
                 if isinstance(answer.reading, Refusal) and answer.reading.code not in _ABOUT_THE_JOB:
-                    if fine:
-                        fine = await self._refused(slug, answer.reading, answer.retry_after, left)
+                    first, fine = fine, False  # what fails at the same time is one failure
+                    if first:
+                        await self._refused(slug, answer.reading, answer.retry_after, left)
                     return
                 left.pop(claim.vendor_job_id, None)
                 await self._record(slug, claim, _observed(answer), answer.raw)

@@ -7,6 +7,7 @@ durable too (in quarantine, and the vendor is asked at once) before it gets its 
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -29,26 +30,23 @@ _log = logs.get("callbacks")
 class _Answer(msgspec.Struct, frozen=True):
     status: int
     body: bytes
-    media_type: bytes = b"application/problem+json"
-    retry_after: bytes | None = None
+    media_type: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def _problem(status: int, title: str, detail: str, **more: bytes) -> _Answer:
+def _problem(status: int, detail: str, *headers: tuple[bytes, bytes]) -> _Answer:
+    title = HTTPStatus(status).phrase
     body = msgspec.json.encode({"type": "about:blank", "title": title, "status": status, "detail": detail})
-    return _Answer(status, body, **more)
+    return _Answer(status, body, b"application/problem+json", headers)
 
 
 _RECEIVED: Final = _Answer(200, b'{"received":true}', b"application/json")
-_NOT_FOUND: Final = _problem(404, "Not Found", "no such callback URL")
-_NOT_POST: Final = _problem(405, "Method Not Allowed", "callbacks are sent by POST")
-_TOO_LARGE: Final = _problem(
-    413, "Content Too Large", "the callback is larger than this service takes; the vendor is asked instead"
-)
-_NOT_JSON: Final = _problem(400, "Bad Request", "the callback is not JSON; it is kept, and the vendor is asked")
-_NOT_UNDERSTOOD: Final = _problem(
-    422, "Unprocessable Content", "the callback was not understood; it is kept, and the vendor is asked"
-)
-_UNAVAILABLE: Final = _problem(503, "Service Unavailable", "the callback was not kept; send it again", retry_after=b"5")
+_NOT_FOUND: Final = _problem(404, "no such callback URL")
+_NOT_POST: Final = _problem(405, "callbacks are sent by POST", (b"allow", b"POST"))
+_TOO_LARGE: Final = _problem(413, "the callback is larger than this service takes; the vendor is asked instead")
+_NOT_JSON: Final = _problem(400, "the callback is not JSON; it is kept, and the vendor is asked")
+_NOT_UNDERSTOOD: Final = _problem(422, "the callback was not understood; it is kept, and the vendor is asked")
+_UNAVAILABLE: Final = _problem(503, "the callback was not kept; send it again", (b"retry-after", b"5"))
 
 
 class Disconnected(Exception):
@@ -67,11 +65,11 @@ class Callbacks:
         began = time.perf_counter()
         slug, _, token = scope["path"][len(PREFIX) :].partition("/")
         subject = self._tokens.verify(slug, token)  # before anything else is looked at: every wrong URL takes as long
-        line: dict[str, object] = {}
+        line: dict[str, object] = {"vendor": slug if slug in VENDORS else None, "job_id": None}
         if subject is None or slug not in VENDORS:
             answer = _NOT_FOUND  # and the body is never read
         else:
-            line = {"vendor": slug, "job_id": None if subject == SHARED else subject}
+            line["job_id"] = None if subject == SHARED else subject
             try:
                 answer = _NOT_POST if scope["method"] != "POST" else await self._take(slug, subject, receive, line)
             except Disconnected:
@@ -110,7 +108,7 @@ class Callbacks:
             job_id=None if shared else subject,
             raw=body,
             weak_path=shared,
-            quarantine=(subject, body) if seen.problem and body else None,
+            quarantine=(subject, body) if seen.problem not in (None, Problem.TOO_LARGE) else None,
         )
 
 
@@ -138,8 +136,7 @@ async def _read(receive: Receive, limit: int) -> bytes | None:
 
 
 async def _reply(send: Send, answer: _Answer) -> None:
-    headers = [(b"content-type", answer.media_type), (b"content-length", b"%d" % len(answer.body))]
-    if answer.retry_after:
-        headers.append((b"retry-after", answer.retry_after))
+    length = b"%d" % len(answer.body)
+    headers = [(b"content-type", answer.media_type), (b"content-length", length), *answer.headers]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

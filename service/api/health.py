@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from service.api.problems import ApiError
 from service.deployment import Deployment
 
 
@@ -18,7 +19,9 @@ def routes(deployment: Deployment) -> list[Route]:
         try:
             await deployment.redis.set(deployment.store.key("ready"), "1", ex=60)
         except (RedisError, OSError) as error:
-            return JSONResponse({"status": "unavailable", "redis": type(error).__name__}, 503, {"Retry-After": "5"})
+            raise ApiError(
+                503, f"Redis cannot be written: {type(error).__name__}", headers={"Retry-After": "5"}
+            ) from None
         return JSONResponse({"status": "ready"})
 
     return [Route("/healthz", healthz), Route("/readyz", readyz)]

@@ -7,19 +7,19 @@ from typing import Annotated, Final
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from service.api.problems import ApiError, FieldError, decode_body, read_body, read_query
+from service.api.problems import ApiError, Checks, FieldError, StoredFile, by_method, decode_body, read_body, read_query
 from service.deployment import Deployment
 from service.jobs.tracker import Recorded
-from service.model import Archive, Job, Observation, Source, Status, new_id
+from service.model import MAX_DEPTH, MAX_JOB_ID, Archive, Job, Observation, Source, Status, new_id, too_deep
 from service.storage import content_type
 from service.vendors import VENDORS
 
 MAX_METADATA: Final = 16 * 1024
 
-VendorJobId = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^\S+$")]
+VendorJobId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_JOB_ID, pattern=r"^\S+\Z")]
 
 _JOB_ID: Final = re.compile(r"job_[0-9a-v]{24}")
 _FILTERS: Final[dict[str, re.Pattern[str] | frozenset[str]]] = {
@@ -51,12 +51,10 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True):
 def routes(deployment: Deployment) -> list[Route]:
     jobs = _Jobs(deployment)
     return [
-        Route("/jobs", jobs.track, methods=["POST"]),
-        Route("/jobs", jobs.list_, methods=["GET"]),
-        Route("/jobs/{id}", jobs.read, methods=["GET"]),
-        Route("/jobs/{id}", jobs.attach, methods=["PATCH"]),
+        by_method("/jobs", GET=jobs.list_, POST=jobs.track),
+        by_method("/jobs/{id}", GET=jobs.read, PATCH=jobs.attach),
         Route("/jobs/{id}/timeline", jobs.timeline, methods=["GET"]),
-        Route("/jobs/{id}/outputs/{number:int}", jobs.output, methods=["GET"]),
+        Route("/jobs/{id}/outputs/{number}", jobs.output, methods=["GET"]),
         Route("/jobs/{id}/refresh", jobs.refresh, methods=["POST"]),
     ]
 
@@ -71,8 +69,7 @@ class _Jobs:
 
     async def track(self, request: Request) -> Response:
         body = await read_body(request)
-        wanted = decode_body(body, TrackRequest)
-        _check(wanted.vendor, wanted.metadata)
+        wanted = decode_body(body, TrackRequest, _CHECKS)
         job_id = new_id("job", await self._store.now_ms())
         recorded = await self._tracker.record(
             Observation(
@@ -97,7 +94,7 @@ class _Jobs:
         query = read_query(request, _FILTERS)
         limit = int(query.get("limit", "20"))
         if vendor_job_id := query.get("vendor_job_id"):
-            rows = await self._by_vendor_job_id(vendor_job_id, query)
+            rows = (await self._by_vendor_job_id(vendor_job_id, query))[: limit + 1]
         else:
             names = ("vendor", "status", "archive")
             rows = await self._store.jobs_json(limit, query.get("cursor", ""), *(query.get(name, "") for name in names))
@@ -107,7 +104,7 @@ class _Jobs:
 
     async def _by_vendor_job_id(self, vendor_job_id: str, query: dict[str, str]) -> list[bytes]:
         """Vendors choose their ids without asking each other, so there may be one job for each."""
-        found = []
+        found: dict[str, bytes] = {}
         for vendor in [query["vendor"]] if "vendor" in query else VENDORS:
             job_id = await self._store.find(vendor, vendor_job_id)
             row = await self._store.job_json(job_id) if job_id else None
@@ -115,23 +112,25 @@ class _Jobs:
             if (
                 row
                 and job
-                and all(
-                    query.get(name, value) == value
-                    for name, value in (("status", job.status), ("archive", job.archive))
-                )
+                and query.get("status", job.status) == job.status
+                and query.get("archive", job.archive) == job.archive
             ):
-                found.append(row)
-        return found
+                found[job.id] = row
+        before = query.get("cursor", "k")  # sorts after every job id
+        return [found[job_id] for job_id in sorted(found, reverse=True) if job_id < before]
 
     async def read(self, request: Request) -> Response:
         return await self._answer(request.path_params["id"], 200)
 
     async def attach(self, request: Request) -> Response:
-        wanted = decode_body(await read_body(request), AttachRequest)
+        wanted = decode_body(await read_body(request), AttachRequest, _CHECKS)
+        if wanted == AttachRequest():
+            return await self.read(request)
         for _ in range(5):  # two callers may add metadata at the same time
             job = await self._job(request)
             merged = None if wanted.metadata is None else job.metadata | wanted.metadata
-            _check(job.vendor, merged or {})
+            if wrong := _metadata_is_wrong(merged or {}):
+                raise ApiError(422, "the job's metadata would grow too large", [FieldError("metadata", wrong)])
             recorded = await self._tracker.record(
                 Observation(
                     source=Source.SUBMIT if wanted.vendor_job_id else Source.OPERATOR,
@@ -156,26 +155,25 @@ class _Jobs:
 
     async def output(self, request: Request) -> Response:
         job = await self._job(request)
-        number = request.path_params["number"]
+        found = re.fullmatch(r"[0-9]{1,4}", request.path_params["number"])
+        number = int(found[0]) if found else len(job.outputs)
         stored = job.outputs[number].stored if number < len(job.outputs) else None
         if stored is None:
-            raise ApiError(404, f"the job has no stored output {number}; its archive is {job.archive.value!r}")
+            raise ApiError(404, f"the job has no such stored output; its archive is {job.archive.value!r}")
         path = self._storage.path(stored.key)
         if path is None:
             return RedirectResponse(await self._storage.signed_url(stored.key), 302, {"Cache-Control": "no-store"})
         if not path.is_file():
             raise ApiError(404, "the stored file is gone from storage")
         headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
-        return FileResponse(
-            path, media_type=content_type(stored.key), filename=f"{job.id}-{path.name}", headers=headers
-        )
+        return StoredFile(path, media_type=content_type(stored.key), filename=f"{job.id}-{path.name}", headers=headers)
 
     async def refresh(self, request: Request) -> Response:
         job = await self._job(request)
         why = "its vendor_job_id is not known" if job.vendor_job_id is None else self._not_polled(job.vendor)
-        if why:
-            raise ApiError(409, f"the vendor cannot be asked about this job: {why}")
         failed = job.archive is Archive.FAILED
+        if why and not failed:
+            raise ApiError(409, f"the vendor cannot be asked about this job: {why}")
         await self._tracker.record(
             Observation(
                 source=Source.OPERATOR,
@@ -210,14 +208,17 @@ class _Jobs:
         return None if account.complete else f"not polled: {vendor} has no credentials; set {account.wanted}"
 
 
-def _check(vendor: str, metadata: dict[str, object]) -> None:
-    errors = []
-    if vendor not in VENDORS:
-        errors.append(FieldError("vendor", f"must be one of {', '.join(sorted(VENDORS))}"))
-    if len(msgspec.json.encode(metadata)) > MAX_METADATA:
-        errors.append(FieldError("metadata", f"may have {MAX_METADATA} bytes of JSON"))
-    if errors:
-        raise ApiError(422, "the request has fields that cannot be used", errors)
+def _vendor_is_wrong(vendor: str) -> str | None:
+    return None if vendor in VENDORS else f"must be one of {', '.join(sorted(VENDORS))}"
+
+
+def _metadata_is_wrong(metadata: dict[str, object] | None) -> str | None:
+    if too_deep(metadata):
+        return f"may be nested {MAX_DEPTH} levels deep"
+    return f"may have {MAX_METADATA} bytes of JSON" if len(msgspec.json.encode(metadata)) > MAX_METADATA else None
+
+
+_CHECKS: Final[Checks] = {"vendor": _vendor_is_wrong, "metadata": _metadata_is_wrong}
 
 
 def _idempotency(request: Request, body: bytes) -> tuple[str, bytes] | None:

@@ -6,15 +6,18 @@ Every bad field of a request is named at once, with what would be right.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from redis import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from service.jobs.tracker import CommitFailed
 
@@ -82,8 +85,12 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def decode_body(body: bytes, type_: type[T]) -> T:
-    """The body as `type_`.
+#: Field → what is wrong with a value of the right type, or None.
+Checks = Mapping[str, Callable[[Any], str | None]]
+
+
+def decode_body(body: bytes, type_: type[T], checks: Checks) -> T:
+    """The body as `type_`, each field of which also passes its check.
 
     Raises:
         ApiError: 400 where it is not a JSON object, 422 with every field that is missing, unknown or of the wrong type.
@@ -101,8 +108,13 @@ def decode_body(body: bytes, type_: type[T]) -> T:
         if name in given:
             try:
                 values[field.name] = msgspec.json.decode(given[name], type=field.type)
-            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            except RecursionError:
+                errors.append(FieldError(name, "is nested too deeply"))
+            except (msgspec.DecodeError, UnicodeError) as error:
                 errors.append(FieldError(name, _lower(str(error))))
+            else:
+                wrong = checks[name](values[field.name]) if name in checks else None
+                errors += [FieldError(name, wrong)] if wrong else []
         elif field.required:
             errors.append(FieldError(name, "is required"))
     if errors:
@@ -132,3 +144,35 @@ def read_query(request: Request, known: Mapping[str, re.Pattern[str] | frozenset
 
 def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
+
+
+class StoredFile(FileResponse):
+    """A file whose refusals (a range that it does not have) are problems too."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def checked(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                headers = {k.decode(): v.decode() for k, v in message["headers"] if k == b"content-range"}
+                refused = ApiError(message["status"], "the file has no such range", headers=headers)
+                await problem_response(refused)(scope, receive, send)
+                raise _Answered
+            await send(message)
+
+        with suppress(_Answered):
+            await super().__call__(scope, receive, checked)
+
+
+class _Answered(Exception):
+    """The answer went out in another form; the rest of the first one is not wanted."""
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def by_method(path: str, **handlers: Handler) -> Route:
+    """One route for all methods of a path, so that the answer to any other names them all."""
+
+    async def handle(request: Request) -> Response:
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return Route(path, handle, methods=list(handlers))

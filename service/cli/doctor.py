@@ -136,8 +136,12 @@ def _redis_settings(redis: Redis, info: dict[str, Any]) -> Iterator[Finding]:
         fix = "set maxmemory-policy to noeviction (on Heroku: heroku redis:maxmemory --policy noeviction)"
         yield Finding("error", "Redis eviction", f"{policy}: when memory is full, jobs are thrown away in silence", fix)
     if info.get("aof_enabled"):
-        yield Finding("ok", "Redis persistence", "append-only file")
-    elif info.get("rdb_last_save_time") and _saves(redis):
+        if _configured(redis, "appendfsync") in ("always", ""):
+            yield Finding("ok", "Redis persistence", "append-only file")
+        else:
+            fix = "set appendfsync always, if a second of acknowledged callbacks is too much to lose"
+            yield Finding("warning", "Redis persistence", "append-only file, written every second", fix)
+    elif _configured(redis, "save") != "":
         fix = "set appendonly yes, or choose a plan that persists every write"
         yield Finding("warning", "Redis persistence", "snapshots only: a crash loses what came since the last", fix)
     else:
@@ -145,11 +149,12 @@ def _redis_settings(redis: Redis, info: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("error", "Redis persistence", "none", fix)
 
 
-def _saves(redis: Redis) -> bool:
+def _configured(redis: Redis, name: str) -> str | None:
+    """A setting of Redis; None where it does not tell, as managed ones do not."""
     try:
-        return bool(redis.config_get("save").get("save"))
-    except RedisError:  # managed ones do not tell; they snapshot
-        return True
+        return str(redis.config_get(name).get(name, ""))
+    except RedisError:
+        return None
 
 
 def _processes(settings: Settings, redis: Redis) -> Iterator[Finding]:

@@ -98,7 +98,7 @@ def watch(job_id: str | None, as_json: bool) -> None:
             raise SystemExit(code)
         try:
             while True:
-                message = subscription.get_message(timeout=5.0)
+                message = subscription.get_message(timeout=1.0)
                 if message is None:
                     continue
                 event = json.loads(message["data"])

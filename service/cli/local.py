@@ -34,7 +34,7 @@ READY_SECONDS: Final = 30.0
 
 _VALKEY: Final = (
     "{binary} --bind 127.0.0.1 --port {port} --dir {folder} --loglevel warning"
-    " --appendonly yes --appendfsync everysec --save '' --maxmemory-policy noeviction"
+    " --appendonly yes --appendfsync always --save '' --maxmemory-policy noeviction"
 )
 _PROCFILES: Final = (
     Path(__file__).with_name("Procfile"),

@@ -100,7 +100,7 @@ def connect_sync(settings: Settings) -> SyncRedis:
 
 
 def _options(settings: Settings) -> dict[str, Any]:
-    options: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 10, "health_check_interval": 30}
+    options: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 5, "health_check_interval": 30}
     if settings.redis_url.startswith("rediss://") and not settings.redis_tls_verify:
         options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
     return options
@@ -169,6 +169,7 @@ class Store:
         self._read: AsyncScript = redis.register_script(script_text("read", settings))
         self._claim: AsyncScript = redis.register_script(script_text("claim", settings))
         self._vendor: AsyncScript = redis.register_script(script_text("vendor", settings))
+        self._held: AsyncScript = redis.register_script(script_text("held", settings))
         self._sweep: AsyncScript = redis.register_script(script_text("sweep", settings))
 
     def key(self, *parts: str) -> str:
@@ -218,7 +219,7 @@ class Store:
         if cursor:  # the last letter of the page before, which may have been released since
             score, _, last = cursor.partition("-")
             rank = await self.redis.zrevrank(letters, last)
-            start = await self.redis.zcount(letters, score, "+inf") if rank is None else cast("int", rank) + 1
+            start = await self._after(letters, int(score), last) if rank is None else cast("int", rank) + 1
         found = cast(
             "list[tuple[bytes, float]]",
             await self.redis.zrange(letters, start, start + limit, desc=True, withscores=True),
@@ -232,6 +233,12 @@ class Store:
             return rows, None
         last_id, last_score = found[limit - 1]
         return rows, f"{int(last_score)}-{last_id.decode()}"
+
+    async def _after(self, letters: str, score: int, last: str) -> int:
+        """Where a letter that is gone would stand, newest first: letters of one moment stand by their ids."""
+        newer = await self.redis.zcount(letters, f"({score}", "+inf")
+        same = cast("list[bytes]", await self.redis.zrange(letters, score, score, byscore=True))
+        return newer + sum(letter_id.decode() > last for letter_id in same)
 
     async def letter(self, letter_id: str) -> dict[str, bytes] | None:
         """One letter with its body, or None."""
@@ -305,8 +312,7 @@ class Store:
 
     async def drop_token(self, vendor: str, token: str) -> None:
         """Forget a token that the vendor refused, unless another process has replaced it already."""
-        if await self.cached_token(vendor) == token:
-            await self.redis.delete(self.key("token", vendor))
+        await self._held(args=["drop", self.key("token", vendor), token])
 
     # -- leases --------------------------------------------------------------------------------------
 
@@ -316,14 +322,10 @@ class Store:
 
     async def renew(self, name: str, owner: str, ms: int) -> bool:
         """Hold a lease for longer; False where it is no longer ours."""
-        held = await self.redis.get(self.key("lease", name))
-        if held != owner.encode():
-            return False
-        return bool(await self.redis.set(self.key("lease", name), owner, xx=True, px=ms))
+        return bool(await self._held(args=["renew", self.key("lease", name), owner, ms]))
 
     async def give_up(self, name: str, owner: str) -> None:
-        if await self.redis.get(self.key("lease", name)) == owner.encode():
-            await self.redis.delete(self.key("lease", name))
+        await self._held(args=["drop", self.key("lease", name), owner])
 
     async def alive(self, job_id: str, seconds: float) -> None:
         """A running task's sign of life: the sweep leaves it alone for so long."""

@@ -13,6 +13,8 @@ SHARED: Final = "shared"  #: stands in for the job's id in the one URL that a ve
 #: Whatever looks like a token's MAC, wherever it turns up: vendors echo the request, and with it our callback URL. A
 #: garbled body may end in the middle of one.
 _MAC: Final = re.compile(rb"(job_[0-9a-v]{24}\.|shared\.(?=[A-Za-z0-9_-]{16}))[A-Za-z0-9_-]{1,43}")
+#: A whole one and nothing longer, for what has to stay as it was said: file names may look a little like tokens.
+_WHOLE_MAC: Final = re.compile(rb"((?:job_[0-9a-v]{24}|shared)\.)[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])")
 
 
 class Tokens:
@@ -47,5 +49,10 @@ def _sign(keyed: hmac.HMAC, vendor: str, subject: str) -> str:
 
 
 def redact(raw: bytes) -> bytes:
-    """`raw` with the MAC of every callback token in it blanked out."""
+    """Evidence or a log line with the MAC of every callback token in it, or a part of one, blanked out."""
     return _MAC.sub(rb"\1***", raw)
+
+
+def redact_whole(said: bytes) -> bytes:
+    """What somebody said about a job, with every whole callback token in it blanked out."""
+    return _WHOLE_MAC.sub(rb"\1***", said)

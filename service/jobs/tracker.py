@@ -19,7 +19,7 @@ from redis.commands.core import AsyncScript
 
 from service.jobs import rules
 from service.jobs.store import Ask, Commit, Idempotency, Letter, pack_body, script_text
-from service.jobs.tokens import redact
+from service.jobs.tokens import redact, redact_whole
 from service.model import Job, Observation
 from service.settings import Settings
 
@@ -39,7 +39,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class CommitFailed(Exception):
-    """Redis refused one fact; nothing of it was written."""
+    """Redis refused one fact and took the others."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -145,7 +145,7 @@ class Tracker:
 
 
 def _json(value: object) -> str:
-    return redact(_encode(value)).decode()  # vendors echo our callback URL in the oddest places
+    return redact_whole(_encode(value)).decode()  # vendors echo our callback URL in the oddest places
 
 
 def _letter(vendor: str, subject: str, body: bytes) -> Letter:

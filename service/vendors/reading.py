@@ -11,7 +11,18 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from service.model import VERDICTS, JobError, Observation, Output, OutputKind, Problem, Source, Status
+from service.model import (
+    MAX_JOB_ID,
+    VERDICTS,
+    JobError,
+    Observation,
+    Output,
+    OutputKind,
+    Problem,
+    Source,
+    Status,
+    too_deep,
+)
 from service.vendors.base import ListPage, Refusal
 
 
@@ -70,8 +81,8 @@ def amount(value: object, per: float = 1) -> float | None:
 
 
 def known(**facts: object) -> dict[str, object] | None:
-    """Those of `facts` that are known, or None where none is."""
-    return {name: fact for name, fact in facts.items() if fact is not None} or None
+    """Those of `facts` that are known and that a reader of the job can take in, or None where there is none."""
+    return {name: fact for name, fact in facts.items() if fact is not None and not too_deep(fact)} or None
 
 
 def percent(value: object) -> int | None:
@@ -158,7 +169,10 @@ Reader = Callable[[Source, dict[str, object]], Observation]
 def reading(source: Source, answer: object, reader: Reader) -> Observation:
     """What `reader` makes of a decoded answer, which may be no JSON, or no object."""
     if isinstance(answer, dict):
-        return reader(source, answer)
+        seen = reader(source, answer)
+        if len(seen.vendor_job_id or "") <= MAX_JOB_ID:
+            return seen
+        return unreadable(source, Problem.BAD_SHAPE, f"a job id of more than {MAX_JOB_ID} characters")
     if answer is Problem.BAD_JSON:
         return unreadable(source, Problem.BAD_JSON, "not JSON")
     return unreadable(source, Problem.BAD_SHAPE, "not a JSON object")

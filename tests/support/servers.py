@@ -18,7 +18,7 @@ from .processes import BIN, Process, free_port
 #: As in production: an append-only file, and no data thrown away to make room.
 VALKEY_CONFIG: Final[Mapping[str, str]] = {
     "appendonly": "yes",
-    "appendfsync": "everysec",
+    "appendfsync": "always",  # with `everysec` a kill loses what was answered while the disk was busy
     "save": "",
     "maxmemory-policy": "noeviction",
 }
