@@ -35,6 +35,7 @@ from tests.support.files import (
     chunked,
     cut,
     drip,
+    drip_head,
     endless,
     file_server,
     gated,
@@ -188,6 +189,23 @@ async def test_an_output_is_stored_with_its_hash_size_and_type(
     assert desk.announced(job_id) == ["job.submitted", "job.succeeded", "job.stored"]
     assert desk.due_in(job_id, "tasks") is None
     assert len(files.requests("/film.mp4")) == 1
+
+
+async def test_a_bucket_hands_out_what_was_stored_as_what_it_is(
+    redis_url: str, files: Files, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    made = deployments.settings(redis_url, storage_url=s3.storage_url(uuid4().hex))
+    with closing(Desk(made)) as desk:
+        job_id = desk.made(files.serve("/film.webm", whole(FILM, media_type="text/plain")))
+        assert await store(made, job_id) == "apply"
+        (output,) = desk.job(job_id).outputs
+        assert output.stored is not None
+        async with opened(made) as deployment, outbound.client(allow_private_networks=True) as http:
+            answer = await http.get(await deployment.storage.signed_url(output.stored.key))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "video/webm")
+    assert answer.content == FILM
 
 
 async def test_every_output_is_stored_under_its_number(
@@ -518,6 +536,16 @@ async def test_a_download_that_drips_is_given_up(
     async with asyncio.timeout(4):
         assert await store(on_file, job_id) == "to be tried again"
     untouched(file_desk, job_id, "too slow")
+
+
+async def test_an_answer_whose_headers_never_end_is_given_up(
+    on_file: Settings, file_desk: Desk, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "MAX_HEAD_SECONDS", 0.3)
+    job_id = file_desk.made(files.serve("/film.mp4", drip_head()))
+    async with asyncio.timeout(4):
+        assert await store(on_file, job_id) == "to be tried again"
+    untouched(file_desk, job_id, "")
 
 
 async def test_a_download_has_an_end(
