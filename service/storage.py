@@ -6,6 +6,7 @@ Credentials of S3, GCS and Azure are read by obstore from the names that each pr
 
 from __future__ import annotations
 
+import glob
 import mimetypes
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -72,6 +73,9 @@ class Storage:
         await obstore.put_async(
             self._store, key, chunks, attributes=attributes, chunk_size=PART_BYTES, max_concurrency=_PARTS_AT_ONCE
         )
+        if path := self.path(key):  # parts that a killed process left beside its file
+            for part in path.parent.glob(f"{glob.escape(path.name)}#*"):
+                part.unlink(missing_ok=True)
 
     async def size(self, key: str) -> int | None:
         """Bytes of an object, or None where there is none."""

@@ -626,8 +626,8 @@ async def test_a_link_that_stays_dead_fails_the_archive_after_a_short_list(on_fi
     with closing(Desk(made)) as desk:
         job_id = await succeeded(desk, sandbox, made, "lipsync_studio", "link_dead")
         async with worker(made) as archivist:
-            outcomes = [await archivist.store(job_id) for _ in range(len(tasks.DEAD_LINK_RETRIES) + 1)]
-        assert outcomes == ["to be tried again"] * len(tasks.DEAD_LINK_RETRIES) + ["failed"]
+            outcomes = [await archivist.store(job_id) for _ in range(len(tasks.SHORT_RETRIES) + 1)]
+        assert outcomes == ["to be tried again"] * len(tasks.SHORT_RETRIES) + ["failed"]
         job = desk.job(job_id)
         assert (job.status, job.archive) == (Status.SUCCEEDED, Archive.FAILED)
         assert desk.announced(job_id) == ["job.submitted", "job.succeeded", "job.store_failed"]
@@ -644,7 +644,7 @@ async def test_a_vendor_that_cannot_be_asked_for_a_fresh_link_has_not_said_that_
         job_id = await succeeded(desk, sandbox, made, "lipsync_studio", "link_expired")
         sandbox.order("lipsync_studio", "vendor_down")
         async with worker(made) as archivist:
-            for _ in range(len(tasks.DEAD_LINK_RETRIES) + 1):
+            for _ in range(len(tasks.SHORT_RETRIES) + 1):
                 assert await archivist.store(job_id) == "to be tried again"
             sandbox.clear()
             assert await archivist.store(job_id) == "apply"
@@ -658,7 +658,7 @@ async def test_without_a_vendor_to_ask_a_dead_link_is_tried_a_few_times(
     async with worker(on_file) as archivist:
         assert await archivist.store(job_id) == "to be tried again"
         untouched(file_desk, job_id, f"the link answers {code}")
-        outcomes = [await archivist.store(job_id) for _ in tasks.DEAD_LINK_RETRIES]
+        outcomes = [await archivist.store(job_id) for _ in tasks.SHORT_RETRIES]
     assert outcomes[-1] == "failed"
     assert set(outcomes[:-1]) == {"to be tried again"}
 

@@ -144,7 +144,7 @@ def up(tmp_path: Path, processes: Processes) -> Up:
     process = processes.start(
         "up", [CALLSHEET, "--data", tmp_path / "data", "up", "--port", str(free_port()), "--seconds", "0.2"]
     )
-    process.wait_until(lambda: "API key" in process.output(), "the welcome", timeout=30)
+    process.wait_until(lambda: "Up since" in process.output(), "the welcome", timeout=30)
     return Up(process, tmp_path / "data")
 
 
@@ -169,7 +169,7 @@ def test_up_keeps_its_data_and_its_secrets(up: Up, processes: Processes) -> None
 
     port = str(httpx.URL(job["callback_url"]).port)
     again = processes.start("again", [CALLSHEET, "--data", up.data, "up", "--port", port])
-    again.wait_until(lambda: "API key" in again.output(), "the welcome", timeout=30)
+    again.wait_until(lambda: "Up since" in again.output(), "the welcome", timeout=30)
     assert httpx.post(job["callback_url"], json={"id": "v1", "status": "failed", "error": "x"}).status_code == 200
     assert up.json("jobs", "show", job["id"])["status"] == "failed"
 

@@ -19,13 +19,14 @@ from uuid import uuid4
 
 import httpx
 import msgspec
+from obstore.exceptions import BaseError
 from redis import RedisError
 
 from service import logs
 from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
 from service.model import Archive, Job, Observation, Output, Problem, Source, Stored
-from service.storage import StorageError, content_type, object_key
+from service.storage import content_type, object_key
 from workers import outbound
 from workers.stopping import stopped
 from workers.vendor_client import VendorClient
@@ -51,6 +52,10 @@ class NotStored(Exception):
 
 class DeadLink(NotStored):
     """The vendor's link is gone: another link is needed, not another attempt."""
+
+
+class Unwanted(NotStored):
+    """What the link leads to is not for us: more attempts would only fetch it again."""
 
 
 class Interrupted(Exception):
@@ -95,7 +100,11 @@ class Archivist:
         try:
             async with self._alive(job.id, lease, owner), asyncio.timeout(HARD_LIMIT):
                 outputs = await self._fetch(job)
-        except (NotStored, *StorageError) as error:
+        except (Interrupted, RedisError):
+            raise
+        except Exception as error:  # whatever it was, it was an attempt, and is counted as one
+            if not isinstance(error, NotStored | BaseError | OSError):
+                _log.exception("an attempt failed in a way of its own", vendor=job.vendor, job_id=job.id)
             return await self._not_stored(job, error)
         recorded = await self._tracker.record(
             Observation(source=Source.ARCHIVE, archive=Archive.STORED, outputs=outputs),
@@ -131,7 +140,7 @@ class Archivist:
     async def _not_stored(self, job: Job, error: Exception) -> str:
         """Note the attempt; try again later, or give up after the last."""
         made = await self._store.attempts(job.id)
-        delays = tasks.DEAD_LINK_RETRIES if isinstance(error, DeadLink) else tasks.ARCHIVE_RETRIES
+        delays = tasks.SHORT_RETRIES if isinstance(error, DeadLink | Unwanted) else tasks.ARCHIVE_RETRIES
         words = f"attempt {made + 1}: {_words(error)}"
         last = made >= len(delays)
         seen = (
@@ -225,7 +234,12 @@ class _Download:
         source = response.aiter_raw()  # as it arrives: pieces of a fixed size would hide how slowly that is
         interrupted = asyncio.create_task(self._archivist.interrupted.wait())
         try:
+            announced = response.headers.get("content-length", "")
+            if announced.isdecimal() and int(announced[:20]) > self._limit:
+                raise Unwanted(f"the file is larger than {self._limit} bytes: it has {announced[:20]}")
             while chunk := await self._next(source, interrupted):
+                if not self.size and chunk.lstrip()[:1] in (b"<", b"{"):
+                    raise NotStored("the link answers with a page or a message, not with media")
                 self.size += len(chunk)
                 self._check_limits(time.monotonic() - began)
                 self.digest.update(chunk)
@@ -249,7 +263,7 @@ class _Download:
 
     def _check_limits(self, seconds: float) -> None:
         if self.size > self._limit:
-            raise NotStored(f"the file is larger than {self._limit} bytes")
+            raise Unwanted(f"the file is larger than {self._limit} bytes")
         if seconds > MAX_SECONDS or (seconds > MIN_RATE_AFTER and self.size < MIN_BYTES_PER_SECOND * seconds):
             raise NotStored(f"too slow: {self.size} bytes in {seconds:.0f} s")
 
@@ -268,8 +282,10 @@ def _check(response: httpx.Response) -> None:
     if status != 200:
         raise NotStored(f"the link answers {status}")
     media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type in ("text/html", "application/json", "application/xml", "text/xml"):
+    if media_type == "text/html" or media_type.endswith(("json", "xml")):
         raise NotStored(f"the link answers with {media_type}, not with media")
+    if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+        raise NotStored("the file comes compressed, which was not asked for")
 
 
 def _words(error: BaseException) -> str:

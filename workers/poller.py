@@ -28,14 +28,19 @@ from workers.vendor_client import Answer, VendorClient
 TICK: Final = 0.5
 #: A claimed job belongs to its poller for so long. Longer than any call to a vendor may take.
 LEASE_MS: Final = 120_000
-CLAIM: Final = 200
+CLAIM: Final = 100
 IN_FLIGHT: Final = 16
+#: Seconds that calls under way have when the process stops.
+GRACE: Final = 5.0
 #: From so many due jobs on, a vendor's list call is cheaper than asking for each.
 LIST_FROM: Final = 2
 MAX_PAGES: Final = 20
 
 #: Refusals that speak of the job that was asked about, not of the vendor's health.
 _ABOUT_THE_JOB: Final = frozenset({"not_found", "forbidden", "invalid_input"})
+
+#: Does some of what is due, and says whether there may be more.
+Turn = Callable[[], Awaitable[bool]]
 
 _log = logs.get("poller")
 
@@ -50,15 +55,17 @@ class Poller:
         self._askable = [slug for slug, account in deployment.settings.accounts.items() if account.complete]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Poll and sweep until `stop` is set; what is under way by then is finished."""
-        async with asyncio.TaskGroup() as loops:
-            for slug in self._askable:
-                loops.create_task(self._loop(stop, partial(self.look_after, slug)))
-            loops.create_task(self._loop(stop, self.expire))
-            loops.create_task(self._loop(stop, self.sweep))
-            loops.create_task(self._loop(stop, self.watch, every=60))
+        """Poll and sweep until `stop` is set. Calls that are not over soon after are cut: their claims run out."""
+        turns: list[Turn] = [partial(self.look_after, slug) for slug in self._askable]
+        loops = {asyncio.create_task(self._loop(stop, turn)) for turn in (*turns, self.expire, self.sweep)}
+        loops.add(asyncio.create_task(self._loop(stop, self.watch, every=60)))
+        await stop.wait()
+        _, late = await asyncio.wait(loops, timeout=GRACE)
+        for loop in late:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
 
-    async def _loop(self, stop: asyncio.Event, turn: Callable[[], Awaitable[bool]], every: float = TICK) -> None:
+    async def _loop(self, stop: asyncio.Event, turn: Turn, every: float = TICK) -> None:
         """Take turns; at once while there is more to do, else after `every` seconds."""
         while not stop.is_set():
             try:

@@ -19,6 +19,8 @@ from typing import Any, Final, cast
 import msgspec
 from redis import Redis as SyncRedis
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
 from redis.commands.core import AsyncScript
 
 from service.jobs import rules, tasks
@@ -90,7 +92,9 @@ class Claim(msgspec.Struct, frozen=True):
 
 def connect(settings: Settings) -> Redis:
     """An asyncio client. Callers beyond the number of its connections wait for their turn."""
-    pool = BlockingConnectionPool.from_url(settings.redis_url, max_connections=64, timeout=10, **_options(settings))
+    again = Retry(ConstantBackoff(0.05), 1)  # a connection that died while idle; every write here may be repeated
+    options = _options(settings) | {"max_connections": 64, "timeout": 10, "retry": again}
+    pool = BlockingConnectionPool.from_url(settings.redis_url, **options)
     return Redis.from_pool(pool)
 
 

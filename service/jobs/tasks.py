@@ -22,9 +22,9 @@ PATIENCE: Final = 60
 #: Seconds until the next try, after the first, second… attempt that did not succeed: about a day in all.
 ARCHIVE_RETRIES: Final = (2, 5, 15, 30, 60, 120, 300, 600, 1200, *[3600] * 22)
 
-#: The same where the vendor says that the link is dead, although it was asked for a fresh one: a result that has only
-#: just appeared may need a moment to reach every edge of a CDN, and after that it never will.
-DEAD_LINK_RETRIES: Final = (2, 5, 15, 60)
+#: The same where more attempts are unlikely to help: the vendor, asked for a fresh link, had none (a result that has
+#: only just appeared may need a moment to reach every edge of a CDN), or the file is too large.
+SHORT_RETRIES: Final = (2, 5, 15, 60)
 
 _RESULT_SECONDS: Final = 300
 _FAILURE_SECONDS: Final = 7 * 86_400

@@ -6,7 +6,7 @@ redis.call('LREM', 'rq:queue:' .. queue .. ':intermediate', 1, id)
 local data = redis.call('HGET', job, 'data')
 if not data then return nil end
 redis.call('HSET', job, 'status', 'started', 'started_at', ARGV[5], 'last_heartbeat', ARGV[5], 'worker_name', ARGV[4])
-redis.call('PERSIST', job)
+redis.call('EXPIRE', job, 604800) -- should nobody come to finish it; while it runs it is needed by its id alone
 local key = 'rq:execution:' .. id .. ':' .. execution
 redis.call('HSET', key, 'id', execution, 'created_at', ARGV[6], 'last_heartbeat', ARGV[6], 'worker_name', ARGV[4])
 redis.call('EXPIREAT', key, ARGV[7])
