@@ -10,8 +10,11 @@ import pytest
 import redis
 
 from tests.support import network
+from tests.support.files import Files, file_server
 from tests.support.processes import Processes, processes_in
+from tests.support.sandbox import Sandbox, sandbox_process
 from tests.support.servers import S3, s3_server, valkey_server
+from tests.support.web import CREDENTIALS, Web, web_process
 
 network.guard()
 
@@ -63,3 +66,50 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     """Starts programs that are stopped when the test ends, however it ends."""
     with processes_in(tmp_path) as started:
         yield started
+
+
+# -- the product's own processes, one for a file of tests ------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def running(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with web_process(tmp_path_factory.mktemp("web"), {"REDIS_URL": valkey, **CREDENTIALS}) as web:
+        yield web
+
+
+@pytest.fixture
+def web(running: Web, redis_url: str) -> Web:
+    """A web process whose vendors can all be asked, on an empty Valkey."""
+    return running
+
+
+@pytest.fixture(scope="module")
+def running_blind(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with web_process(tmp_path_factory.mktemp("blind"), {"REDIS_URL": valkey}) as web:
+        yield web
+
+
+@pytest.fixture
+def blind(running_blind: Web, redis_url: str) -> Web:
+    """A web process that has credentials of no vendor, on an empty Valkey."""
+    return running_blind
+
+
+@pytest.fixture(scope="module")
+def one_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with sandbox_process(tmp_path_factory.mktemp("sandbox")) as running:
+        yield running
+
+
+@pytest.fixture
+def sandbox(one_sandbox: Sandbox) -> Sandbox:
+    """The vendors, played, with nothing behind them yet."""
+    one_sandbox.reset()
+    return one_sandbox
+
+
+@pytest.fixture
+def files() -> Iterator[Files]:
+    """A file server that answers as a test tells it to."""
+    with file_server() as server:
+        yield server

@@ -29,7 +29,6 @@ from tests.support.processes import free_port
 from tests.support.servers import S3, valkey_server
 from tests.support.web import (
     API_KEY,
-    CREDENTIALS,
     OTHER_API_KEY,
     Web,
     environment_of,
@@ -39,30 +38,6 @@ from tests.support.web import (
 
 NO_SUCH_JOB: Final = "job_000000000000000000000000"
 PROBLEM: Final = "application/problem+json"
-
-
-@pytest.fixture(scope="module")
-def running(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with web_process(tmp_path_factory.mktemp("web"), {"REDIS_URL": valkey, **CREDENTIALS}) as web:
-        yield web
-
-
-@pytest.fixture
-def web(running: Web, redis_url: str) -> Web:
-    """A web process whose vendors can all be asked, on an empty Valkey."""
-    return running
-
-
-@pytest.fixture(scope="module")
-def running_blind(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with web_process(tmp_path_factory.mktemp("blind"), {"REDIS_URL": valkey}) as web:
-        yield web
-
-
-@pytest.fixture
-def blind(running_blind: Web, redis_url: str) -> Web:
-    """A web process that has credentials of no vendor, on an empty Valkey."""
-    return running_blind
 
 
 def problem(answer: httpx.Response, status: int) -> dict[str, Any]:

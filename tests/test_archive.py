@@ -37,7 +37,6 @@ from tests.support.files import (
     drip,
     drip_head,
     endless,
-    file_server,
     gated,
     hang,
     large,
@@ -49,7 +48,7 @@ from tests.support.files import (
 )
 from tests.support.network import NetworkRefusedError
 from tests.support.processes import BIN, ROOT, Process, environment, eventually, eventually_async, free_port
-from tests.support.sandbox import Desk, Sandbox, sandbox_process
+from tests.support.sandbox import Desk, Sandbox
 from tests.support.servers import S3
 from workers import archive, outbound
 from workers.archive import Archivist, Interrupted
@@ -64,12 +63,6 @@ LONG = b"\x07" * (20 * 2**20)
 Lying = Callable[[], dict[str, bytes]]
 
 LIMIT = 2**20  #: bytes that an output may have, where a test is about that
-
-
-@pytest.fixture
-def files() -> Iterator[Files]:
-    with file_server() as server:
-        yield server
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -101,18 +94,6 @@ def desk(settings: Settings) -> Iterator[Desk]:
 def file_desk(on_file: Settings) -> Iterator[Desk]:
     with closing(Desk(on_file)) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def one_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with sandbox_process(tmp_path_factory.mktemp("sandbox")) as running:
-        yield running
-
-
-@pytest.fixture
-def sandbox(one_sandbox: Sandbox) -> Sandbox:
-    one_sandbox.reset()
-    return one_sandbox
 
 
 @asynccontextmanager

@@ -25,37 +25,13 @@ from service.jobs.tokens import Tokens
 from service.vendors import VENDORS
 from tests.support.processes import eventually
 from tests.support.servers import valkey_server
-from tests.support.web import CREDENTIALS, SECRET_KEYS, Web, web_process
+from tests.support.web import SECRET_KEYS, Web, web_process
 
 FIXTURES: Final = Path(__file__).parent / "vendors"
 RECEIVED: Final = {"received": True}
 
 #: A job's id that no service has ever given out, in the form of one.
 NEVER_GIVEN: Final = "job_000000000000000000000000"
-
-
-@pytest.fixture(scope="module")
-def running(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with web_process(tmp_path_factory.mktemp("web"), {"REDIS_URL": valkey, **CREDENTIALS}) as web:
-        yield web
-
-
-@pytest.fixture
-def web(running: Web, redis_url: str) -> Web:
-    """A web process whose vendors can all be asked, on an empty Valkey."""
-    return running
-
-
-@pytest.fixture(scope="module")
-def running_blind(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with web_process(tmp_path_factory.mktemp("blind"), {"REDIS_URL": valkey}) as web:
-        yield web
-
-
-@pytest.fixture
-def blind(running_blind: Web, redis_url: str) -> Web:
-    """A web process that has credentials of no vendor, on an empty Valkey."""
-    return running_blind
 
 
 every_vendor = pytest.mark.parametrize("vendor", list(VENDORS))

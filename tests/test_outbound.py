@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.files import Files, file_server, large, redirect, whole
+from tests.support.files import Files, large, redirect, whole
 from workers import outbound
 
 
@@ -55,12 +55,6 @@ def listener() -> Iterator[Listener]:
     made = Listener()
     yield made
     made.close()
-
-
-@pytest.fixture
-def files() -> Iterator[Files]:
-    with file_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from service.model import Archive, Observation, Output, Problem, Source, Status
 from service.settings import Settings
 from service.vendors import VENDORS
 from tests.support import deployment as deployments
-from tests.support.files import Answer, Files, file_server, raw, run_fast, whole
+from tests.support.files import Answer, Files, raw, run_fast, whole
 from tests.support.processes import BIN, Process, Processes, eventually, eventually_async
-from tests.support.sandbox import Desk, Sandbox, sandbox_process
+from tests.support.sandbox import Desk, Sandbox
 from tests.support.servers import valkey_server
 from workers import outbound
 from workers.poller import IN_FLIGHT, Poller
@@ -33,24 +33,6 @@ from workers.vendor_client import VendorClient
 
 SLUGS: Final = ("apimodels", "chanjing", "kitta", "lipsync_studio")
 LISTED: Final = ("chanjing", "kitta")  # the vendors with a list call
-
-
-@pytest.fixture(scope="module")
-def one_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with sandbox_process(tmp_path_factory.mktemp("sandbox")) as running:
-        yield running
-
-
-@pytest.fixture
-def sandbox(one_sandbox: Sandbox) -> Sandbox:
-    one_sandbox.reset()
-    return one_sandbox
-
-
-@pytest.fixture
-def files() -> Iterator[Files]:
-    with file_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import asyncio
 import gzip
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -34,7 +34,6 @@ from tests.support.files import (
     drip,
     drip_head,
     endless,
-    file_server,
     hang,
     large,
     raw,
@@ -44,7 +43,7 @@ from tests.support.files import (
     whole,
 )
 from tests.support.processes import free_port
-from tests.support.sandbox import Sandbox, sandbox_process
+from tests.support.sandbox import Sandbox
 from workers import outbound, vendor_client
 from workers.vendor_client import VendorClient
 
@@ -52,24 +51,6 @@ from workers.vendor_client import VendorClient
 SLUG = "lipsync_studio"
 PATH = f"/{SLUG}/api/v1/jobs/42"
 PROCESSING = json.dumps({"id": "42", "status": "processing"}).encode()
-
-
-@pytest.fixture
-def files() -> Iterator[Files]:
-    with file_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def one_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    with sandbox_process(tmp_path_factory.mktemp("sandbox")) as running:
-        yield running
-
-
-@pytest.fixture
-def sandbox(one_sandbox: Sandbox) -> Sandbox:
-    one_sandbox.reset()
-    return one_sandbox
 
 
 @asynccontextmanager

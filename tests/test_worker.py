@@ -29,7 +29,7 @@ from service.model import Archive
 from service.settings import Settings
 from service.vendors import VENDORS
 from tests.support import deployment as deployments
-from tests.support.files import Answer, Files, Wire, file_server, gated, slow, stall, whole
+from tests.support.files import Answer, Files, Wire, gated, slow, stall, whole
 from tests.support.processes import BIN, Process, Processes, environment, eventually
 from tests.support.sandbox import Desk
 from tests.support.servers import S3, valkey_server
@@ -38,12 +38,6 @@ FILM: Final = b"film " * 1000
 
 #: The worker, with less time to stop in than a platform gives it.
 HASTY: Final = "import asyncio, workers.main as m; m.GRACE, m.PUT_BACK = {grace}, {put_back}; asyncio.run(m.main())"
-
-
-@pytest.fixture
-def files() -> Iterator[Files]:
-    with file_server() as server:
-        yield server
 
 
 @pytest.fixture
