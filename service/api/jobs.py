@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from service.api.problems import ApiError, Checks, FieldError, StoredFile, by_method, decode_body, read_body, read_query
+from service.api.problems import ApiError, StoredFile, by_method, decode_body, read_body, read_query
 from service.deployment import Deployment
+from service.fields import Checks, FieldError
 from service.jobs.tracker import Recorded
 from service.model import MAX_DEPTH, MAX_JOB_ID, Archive, Job, Observation, Source, Status, new_id, too_deep
 from service.storage import content_type

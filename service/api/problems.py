@@ -9,7 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from redis import RedisError
@@ -19,17 +19,13 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from service.fields import Checks, FieldError, read_fields
 from service.jobs.tracker import CommitFailed
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 #: Bytes of a request to the API. Callbacks have a limit of their own.
 MAX_BODY: Final = 2**20
-
-
-class FieldError(msgspec.Struct, frozen=True):
-    field: str
-    detail: str
 
 
 class ApiError(Exception):
@@ -85,10 +81,6 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-#: Field → what is wrong with a value of the right type, or None.
-Checks = Mapping[str, Callable[[Any], str | None]]
-
-
 def decode_body(body: bytes, type_: type[T], checks: Checks) -> T:
     """The body as `type_`, each field of which also passes its check.
 
@@ -101,25 +93,10 @@ def decode_body(body: bytes, type_: type[T], checks: Checks) -> T:
         raise ApiError(400, "the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise ApiError(400, "the body is not JSON") from None
-    fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
-    errors = [FieldError(name, f"unknown field; known are {', '.join(fields)}") for name in given if name not in fields]
-    values: dict[str, object] = {}
-    for name, field in fields.items():
-        if name in given:
-            try:
-                values[field.name] = msgspec.json.decode(given[name], type=field.type)
-            except RecursionError:
-                errors.append(FieldError(name, "is nested too deeply"))
-            except (msgspec.DecodeError, UnicodeError) as error:
-                errors.append(FieldError(name, _lower(str(error))))
-            else:
-                wrong = checks[name](values[field.name]) if name in checks else None
-                errors += [FieldError(name, wrong)] if wrong else []
-        elif field.required:
-            errors.append(FieldError(name, "is required"))
-    if errors:
-        raise ApiError(422, "the request has fields that cannot be used", errors)
-    return type_(**values)
+    found = read_fields(given, type_, checks)
+    if isinstance(found, list):
+        raise ApiError(422, "the request has fields that cannot be used", found)
+    return found
 
 
 def read_query(request: Request, known: Mapping[str, re.Pattern[str] | frozenset[str]]) -> dict[str, str]:
@@ -140,10 +117,6 @@ def read_query(request: Request, known: Mapping[str, re.Pattern[str] | frozenset
     if errors:
         raise ApiError(422, "the query has parameters that cannot be used", errors)
     return dict(request.query_params)
-
-
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
 
 
 class StoredFile(FileResponse):

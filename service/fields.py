@@ -1,0 +1,55 @@
+"""Reads JSON objects field by field, so that every bad field of a request is named at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+#: Field → what is wrong with a value of the right type, or None.
+Checks = Mapping[str, Callable[[Any], str | None]]
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    field: str
+    detail: str
+
+
+def read_fields(
+    given: Mapping[str, object], type_: type[T], checks: Checks | None = None, *, within: str = ""
+) -> T | list[FieldError]:
+    """`given` as `type_`, each field of which also passes its check; or every field that is missing, unknown or wrong.
+
+    Values are what JSON decodes to, or still `msgspec.Raw`. `within` goes before the fields' names in the errors.
+    """
+    fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
+    known = f"unknown field; known are {', '.join(fields)}" if fields else "unknown field; there are none"
+    errors = [FieldError(within + name, known) for name in given if name not in fields]
+    values: dict[str, object] = {}
+    for name, field in fields.items():
+        if name in given:
+            try:
+                values[field.name] = _read(given[name], field.type)
+            except RecursionError:
+                errors.append(FieldError(within + name, "is nested too deeply"))
+            except (msgspec.DecodeError, UnicodeError) as error:
+                errors.append(FieldError(within + name, _lower(str(error))))
+            else:
+                wrong = checks[name](values[field.name]) if checks and name in checks else None
+                errors += [FieldError(within + name, wrong)] if wrong else []
+        elif field.required:
+            errors.append(FieldError(within + name, "is required"))
+    return errors or type_(**values)
+
+
+def _read(value: object, type_: Any) -> object:
+    if isinstance(value, msgspec.Raw):
+        return msgspec.json.decode(value, type=type_)
+    return msgspec.convert(value, type_)
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
