@@ -64,7 +64,7 @@ class Problem(StrEnum):
     BAD_JSON = "bad_json"  # the body is not JSON
     BAD_SHAPE = "bad_shape"  # JSON, but neither a task nor an envelope around one
     TOO_LARGE = "too_large"  # more bytes than a callback may have; not kept
-    NO_JOB_ID = "no_job_id"  # came by the vendor's shared URL and names no job
+    NO_JOB_ID = "no_job_id"  # names no job: came by the vendor's shared URL, or answers a submission
     UNKNOWN_STATUS = "unknown_status"  # a word that the vendor's page does not have
     NO_OUTPUT = "no_output"  # success without a usable URL, where the operation makes media
     OTHER_JOB = "other_job"  # came by one job's URL and names another of the vendor's jobs

@@ -32,7 +32,8 @@ def test_the_vendor_that_the_documents_add_conforms(checkout: Path) -> None:
         (checkout / path).parent.mkdir(exist_ok=True)
         (checkout / path).write_text(text)
 
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_vendors.py", "-k", "dubly"]
+    suite = ["tests/test_vendors.py", "tests/test_submission.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *suite, "-k", "dubly"]
     answer = subprocess.run(
         command,
         cwd=checkout,

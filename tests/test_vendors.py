@@ -1,8 +1,7 @@
 """What every vendor keeps, proved from data: the fixtures in `vendors/<slug>/` and the contract in `vendors/base.py`.
 
-A new vendor is one module and its fixtures; nothing here names one. A fixture is one call: `source` says where it comes
-from, `call` what is called with `body` (JSON), `raw` (where the bytes matter) or `args`, and `expected` is all that is
-read, as JSON without its defaults and without the observation's source.
+A new vendor is one module and its fixtures; nothing here names one. What a fixture is says tests/support/vendors.py.
+Submissions have a file of their own, test_submission.py.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
@@ -20,121 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import service.vendors
 from service.model import Observation, Problem, Source, Status
-from service.vendors import VENDORS
+from service.vendors import SHARED, VENDORS
 from service.vendors.base import ListPage, Refusal, Vendor
-
-FIXTURES = Path(__file__).parent / "vendors"
-MODULES = Path(service.vendors.__file__).parent
-
-#: What a fixture of a call is given: one of the first, and perhaps one of the second.
-CALLS: dict[str, tuple[set[str], set[str]]] = {
-    "callback": ({"body", "raw"}, set()),
-    "status": ({"body", "raw"}, {"http_status"}),
-    "list": ({"body", "raw"}, {"http_status"}),
-    "token": ({"body", "raw"}, set()),
-    "status_request": ({"args"}, set()),
-    "list_request": ({"args"}, set()),
-    "token_request": ({"args"}, set()),
-    "headers": ({"args"}, set()),
-}
-
-REFUSALS = {
-    "invalid_input",
-    "unauthorized",
-    "insufficient_credit",
-    "forbidden",
-    "not_found",
-    "rate_limited",
-    "vendor_error",
-}
+from tests.support.vendors import ALL, CALLS, MODULES, REFUSALS, Fixture, each, encoded, every_vendor, told
 
 #: What only we say of a job, never a vendor.
 OURS = {Status.PENDING, Status.UNCONFIRMED, Status.EXPIRED}
-
-
-class Fixture(msgspec.Struct, frozen=True):
-    slug: str
-    name: str
-    data: dict[str, Any]
-
-    @property
-    def id(self) -> str:
-        return f"{self.slug}/{self.name}"
-
-    @property
-    def vendor(self) -> Vendor:
-        return VENDORS[self.slug]
-
-    @property
-    def call(self) -> str:
-        return str(self.data["call"])
-
-    @property
-    def body(self) -> bytes:
-        """The bytes of the body; in `raw`, lone surrogates stand for bytes that are not UTF-8."""
-        raw = self.data.get("raw")
-        return encoded(self.data["body"]) if raw is None else raw.encode("utf-8", "surrogateescape")
-
-    @property
-    def task(self) -> dict[str, Any] | None:
-        """The task in a body that reads as a status: with an envelope that reports no error, or without one."""
-        body = self.data.get("body")
-        if not isinstance(body, dict) or "status" not in self.data["expected"]:
-            return None
-        task = body.get("data", body) if str(body.get("code", 0)) in ("0", "200") else {}
-        return task if isinstance(task, dict) and len(task.keys() & {"status", "state"}) == 1 else None
-
-    def read(self) -> object:
-        match self.call:
-            case "callback":
-                return self.vendor.read_callback(self.body)
-            case "status":
-                return self.vendor.read_status(self.data.get("http_status", 200), self.body)
-            case "list":
-                return self.vendor.read_list(self.data.get("http_status", 200), self.body)
-            case "token":
-                return self.vendor.read_token(self.body)
-            case _:
-                return getattr(self.vendor, self.call)(*self.data["args"])
-
-
-ALL = [
-    Fixture(path.parent.name, path.stem, json.loads(path.read_text(encoding="utf-8")))
-    for path in sorted(FIXTURES.glob("*/*.json"))
-]
-
-
-def each(chosen: Callable[[Fixture], bool]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "fixture", [pytest.param(fixture, id=fixture.id) for fixture in ALL if chosen(fixture)]
-    )
-
-
-every_vendor = pytest.mark.parametrize("vendor", [pytest.param(VENDORS[slug], id=slug) for slug in VENDORS])
-
-
-def encoded(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
-
-
-def told(value: object) -> object:
-    """`value` as a fixture's `expected` has it."""
-    if isinstance(value, tuple):
-        return [told(item) for item in value]
-    if not isinstance(value, msgspec.Struct):
-        return msgspec.to_builtins(value)
-    fields = {
-        field.name: told(getattr(value, field.name))
-        for field in msgspec.structs.fields(value)
-        if field.name != "source" and (field.required or getattr(value, field.name) != default(field))
-    }
-    return {"refusal": fields} if isinstance(value, Refusal) else fields
-
-
-def default(field: msgspec.structs.FieldInfo) -> object:
-    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 # -- the fixtures ---------------------------------------------------------------------------------
@@ -159,14 +49,14 @@ def test_a_fixture_says_where_it_comes_from_and_holds_nothing_else(fixture: Fixt
 
 
 def test_vendors_modules_and_folders_of_fixtures_are_the_same() -> None:
-    modules = {path.stem for path in MODULES.glob("*.py")} - {"__init__", "base", "reading"}
+    modules = {path.stem for path in MODULES.glob("*.py")} - {"__init__"} - SHARED
     assert modules == set(VENDORS) == {vendor.SLUG for vendor in VENDORS.values()} == {fixture.slug for fixture in ALL}
     assert [slug for slug, vendor in VENDORS.items() if slug != vendor.SLUG] == []
 
 
 @every_vendor
 def test_every_call_that_a_vendor_supports_has_fixtures(vendor: Vendor) -> None:
-    supported = {"callback", "status", "status_request", "headers"}
+    supported = {"callback", "status", "status_request", "headers", "submit", "submit_request"}
     if vendor.LIST_PAGE:
         supported |= {"list", "list_request"}
     if any(asks_for_a_token(vendor, names) for names in vendor.CREDENTIALS):
@@ -217,8 +107,8 @@ def test_constants_are_sane(vendor: Vendor) -> None:
     assert all(name.startswith(f"{vendor.SLUG.upper()}_") for names in vendor.CREDENTIALS for name in names)
     grace = vendor.RHYTHM.every if vendor.RHYTHM.grace is None else vendor.RHYTHM.grace
     assert 0 < vendor.RHYTHM.every <= grace <= vendor.RHYTHM.slowest
-    assert vendor.READS.requests > 0
-    assert vendor.READS.seconds > 0
+    for limit in (vendor.READS, vendor.SUBMITS):
+        assert limit is None or (limit.requests > 0 and limit.seconds > 0)
 
 
 @every_vendor
@@ -260,9 +150,11 @@ def test_a_vendor_module_is_pure(slug: str) -> None:
     tree = list(ast.walk(ast.parse((MODULES / f"{slug}.py").read_text(encoding="utf-8"))))
     imported = {node.module for node in tree if isinstance(node, ast.ImportFrom)}
     assert [node for node in tree if isinstance(node, ast.Try | ast.TryStar | ast.Import | ast.AsyncFunctionDef)] == []
-    ours = {"service.model", "service.vendors.base", "service.vendors.reading"}
-    allowed = {"__future__", "collections.abc", "typing", "urllib.parse", *ours}
+    ours = {f"service.{name}" for name in ("model", "vendors.base", "vendors.inputs", "vendors.reading")}
+    allowed = {"__future__", "collections.abc", "math", "msgspec", "typing", "urllib.parse", *ours}
     assert imported <= allowed
+    of_msgspec = [node.names for node in tree if isinstance(node, ast.ImportFrom) and node.module == "msgspec"]
+    assert {alias.name for aliases in of_msgspec for alias in aliases} <= {"Meta"}  # it decodes in reading.py alone
     names = {node.id for node in tree if isinstance(node, ast.Name)}
     assert names & {"Any", "open", "print", "eval", "exec", "getattr", "__import__"} == set()
 
@@ -291,8 +183,22 @@ def assert_honest(seen: object, source: Source) -> None:
     assert msgspec.json.decode(msgspec.json.encode(seen), type=Observation) == seen
 
 
+def assert_honest_of_a_submission(answer: Observation | Refusal, http_status: int) -> None:
+    """The vendor has the job and its id is told; or it said no; or nobody can tell."""
+    if isinstance(answer, Refusal):
+        assert answer.code in REFUSALS
+        return
+    assert_honest(answer, Source.SUBMIT)
+    if answer.problem is None:
+        assert 200 <= http_status < 300
+        assert answer.status in (Status.QUEUED, Status.PROCESSING)
+        assert answer.vendor_job_id
+        assert (answer.outputs, answer.result, answer.error, answer.completed_at) == (None, None, None, None)
+
+
 def assert_all_reads_are_honest(vendor: Vendor, http_status: int, body: bytes) -> None:
     assert_honest(vendor.read_callback(body), Source.CALLBACK)
+    assert_honest_of_a_submission(vendor.read_submit(http_status, body), http_status)
     answer = vendor.read_status(http_status, body)
     page = vendor.read_list(http_status, body)
     for no in (answer, page, vendor.read_token(body)):
@@ -355,6 +261,12 @@ def test_a_status_word_reads_alike_in_any_case(fixture: Fixture) -> None:
 def test_an_http_error_is_a_refusal_whatever_the_body(vendor: Vendor, http_status: int, code: str, body: bytes) -> None:
     refusal = Refusal(code=code, message=f"HTTP {http_status}")
     assert vendor.read_status(http_status, body) == refusal
+    submitted = vendor.read_submit(http_status, body)
+    if http_status in (199, 300, 500):  # who knows what became of the job: perhaps it was made, and is paid for
+        assert isinstance(submitted, Observation)
+        assert (submitted.problem is not None, submitted.detail) == (True, f"HTTP {http_status}")
+    else:
+        assert submitted == refusal
     if vendor.LIST_PAGE:
         assert vendor.read_list(http_status, body) == refusal
 

@@ -6,9 +6,10 @@ Submission and status share one path. The same bodies come from a whole family o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Final
 
-from service.model import Observation, Source, Status
+from service.model import Cost, Observation, Source, Status
 from service.vendors.base import (
     CANCELLED_WORDS,
     Limit,
@@ -19,6 +20,17 @@ from service.vendors.base import (
     no_list_request,
     no_token,
     no_token_request,
+)
+from service.vendors.inputs import (
+    AudioSeconds,
+    AudioUrl,
+    Id,
+    Input,
+    Model,
+    NoInput,
+    VideoSeconds,
+    VideoUrl,
+    given,
 )
 from service.vendors.reading import (
     amount,
@@ -35,6 +47,7 @@ from service.vendors.reading import (
     refused,
     settled,
     several,
+    submitted,
     task_in,
     text,
     word,
@@ -47,6 +60,7 @@ BASE_URL: Final = "https://apimodels.app"
 CREDENTIALS: Final = (("APIMODELS_API_KEY",),)
 RHYTHM: Final = Rhythm(grace=30, every=5)
 READS: Final = Limit(requests=10, seconds=1)  # the page has no limit: ours
+SUBMITS: Final = None
 LIST_PAGE: Final = 0
 
 IDENTIFY_FACE: Final = "kling-identify-face"
@@ -66,12 +80,80 @@ STATES: Final = {
     **CANCELLED_WORDS,
 }
 
+#: USD: a call of the first, and every 5 seconds of the second that have begun.
+IDENTIFY_USD: Final = 0.0007
+LIP_SYNC_USD: Final = 0.0063
+
+
+class IdentifyInput(Input, frozen=True, kw_only=True):
+    video_url: VideoUrl
+    video_duration_seconds: VideoSeconds | None = None
+
+
+class LipSyncInput(Input, frozen=True, kw_only=True):
+    audio_url: AudioUrl
+    duration_seconds: AudioSeconds | None = None
+
+
+class Face(Input, frozen=True, kw_only=True):
+    """What identify-face found: the `session_id` of its video, and one of its faces."""
+
+    session_id: Id
+    face_id: Id
+
+
+def _identify_cost(_: IdentifyInput, __: NoInput) -> Cost | None:
+    return Cost(estimated=IDENTIFY_USD, unit="USD")
+
+
+def _lip_sync_cost(input: LipSyncInput, _: Face) -> Cost | None:
+    seconds = input.duration_seconds
+    return None if seconds is None else Cost(estimated=round(LIP_SYNC_USD * ceil(seconds / 5), 4), unit="USD")
+
+
+MODELS: Final = (
+    Model(
+        name=LIP_SYNC,
+        input=LipSyncInput,
+        vendor_input=Face,
+        price=f"{LIP_SYNC_USD} USD per 5 seconds",
+        limits="a face that kling-identify-face has found, and a voice at a public address",
+        unit="USD",
+        estimate=_lip_sync_cost,
+    ),
+    Model(
+        name=IDENTIFY_FACE,
+        input=IdentifyInput,
+        vendor_input=NoInput,
+        price=f"{IDENTIFY_USD} USD a call",
+        limits="a video at a public address; finds faces, makes no media",
+        unit="USD",
+        estimate=_identify_cost,
+        makes_media=False,
+    ),
+)
+
+#: Fields of both calls. The page names none for the audio; this is the one of Kling's own API.
+GENERATION: Final = {name: name for name in ("video_url", "audio_url", "session_id", "face_id")}
+
 token_request, read_token = no_token_request, no_token
 list_request, read_list = no_list_request, no_list
 
 
 def headers(credentials: Mapping[str, str]) -> dict[str, str]:
     return {"Authorization": f"Bearer {credentials['APIMODELS_API_KEY']}"}
+
+
+def submit_request(model: str, input: Input, vendor_input: Input, callback_url: str | None) -> Request:
+    body: dict[str, object] = {"model": model, **given(input, GENERATION), **given(vendor_input, GENERATION)}
+    if callback_url:
+        body["callback_url"] = callback_url
+    return Request(method="POST", path="/api/v1/audio/generations", json=body)
+
+
+def read_submit(http_status: int, body: bytes) -> Observation | Refusal:
+    answer = decode(body)
+    return submitted(http_status, _refused(http_status, answer), answer, _job)
 
 
 def status_request(vendor_job_id: str) -> Request:
@@ -84,9 +166,12 @@ def read_callback(body: bytes) -> Observation:
 
 def read_status(http_status: int, body: bytes) -> Observation | Refusal:
     answer = decode(body)
+    return answered(http_status, _refused(http_status, answer), reading(Source.POLL, answer, _job))
+
+
+def _refused(http_status: int, answer: object) -> Refusal | None:
     # The family answers errors with HTTP 200 and the status that is meant as `code`.
-    meant = int(number(_wrong(mapping(answer)).get("code")) or http_status)
-    return answered(http_status, refused(meant, answer), reading(Source.POLL, answer, _job))
+    return refused(int(number(_wrong(mapping(answer)).get("code")) or http_status), answer)
 
 
 def _wrong(body: dict[str, object]) -> dict[str, object]:

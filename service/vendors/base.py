@@ -8,11 +8,12 @@ for odd values lives in reading.py, once for all vendors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from service.model import Observation, Status
+from service.vendors.inputs import Input, Model
 
 #: Codes of a vendor's refusal, the same for every vendor; the vendor's own words go in `message`.
 RETRYABLE: Final = frozenset({"rate_limited", "vendor_error", "vendor_unreachable", "unauthorized"})
@@ -112,6 +113,14 @@ class Vendor(Protocol):
     def LIST_PAGE(self) -> int:
         """Rows on a page of the list call; 0 where the vendor has no list call."""
 
+    @property
+    def SUBMITS(self) -> Limit | None:
+        """How often a job may be submitted, where the vendor says so."""
+
+    @property
+    def MODELS(self) -> tuple[Model[Any, Any], ...]:
+        """What can be asked of the vendor; of two that take the same input, the first is meant."""
+
     def headers(self, credentials: Mapping[str, str]) -> dict[str, str]:
         """The authentication headers, from a set of `CREDENTIALS` (after a token request: the one that is a token)."""
 
@@ -124,6 +133,16 @@ class Vendor(Protocol):
 
     def list_request(self, page: int) -> Request:
         """The list call for a page, from 0. Only where `LIST_PAGE` is not 0."""
+
+    def submit_request(self, model: str, input: Input, vendor_input: Input, callback_url: str | None) -> Request:
+        """The order of a job. `model` is the name of one of `MODELS`, the inputs are of its types."""
+
+    def read_submit(self, http_status: int, body: bytes) -> Observation | Refusal:
+        """The answer to a submission: the vendor's job, queued or processing, or the vendor's no.
+
+        An observation with a `problem` means that the request was sent and nobody can tell what became of it: an answer
+        without a job's id, or an error that is not in the vendor's own words. Such a job may have been paid for.
+        """
 
     def read_callback(self, body: bytes) -> Observation:
         """Never raises: what cannot be understood comes back with a `problem`."""

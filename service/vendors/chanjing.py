@@ -6,10 +6,24 @@ Its page describes the submission and the callback; detail, list and token are f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final, Literal
 
-from service.model import Observation, Source, Status
+from msgspec import Meta
+
+from service.model import Cost, Observation, Source, Status
 from service.vendors.base import CANCELLED_WORDS, Limit, ListPage, Refusal, Request, Rhythm, Token
+from service.vendors.inputs import (
+    AudioSeconds,
+    AudioUrl,
+    Id,
+    Input,
+    Model,
+    SpokenText,
+    VideoSeconds,
+    VideoUrl,
+    Voice,
+    given,
+)
 from service.vendors.reading import (
     amount,
     answered,
@@ -27,6 +41,7 @@ from service.vendors.reading import (
     refusal,
     refused,
     settled,
+    submitted,
     task_in,
     text,
     word,
@@ -39,6 +54,7 @@ BASE_URL: Final = "https://open-api.chanjing.cc"
 CREDENTIALS: Final = (("CHANJING_ACCESS_TOKEN",), ("CHANJING_APP_ID", "CHANJING_SECRET_KEY"))
 RHYTHM: Final = Rhythm(grace=30, every=10)
 READS: Final = Limit(requests=10, seconds=1)  # detail and list, each
+SUBMITS: Final = Limit(requests=10, seconds=60)
 LIST_PAGE: Final = 100
 
 #: `status` of the video_lip_sync calls alone: another call of this vendor says 30 for success.
@@ -63,6 +79,80 @@ REFUSALS: Final[dict[float, str]] = {
 }
 
 
+class VideoLipSyncInput(Input, frozen=True, kw_only=True):
+    """A video, and either a text with a voice or a recorded voice."""
+
+    video_url: VideoUrl | None = None
+    text: SpokenText | None = None
+    voice: Voice | None = None
+    audio_url: AudioUrl | None = None
+    video_duration_seconds: VideoSeconds | None = None
+    duration_seconds: AudioSeconds | None = None
+
+
+class VideoLipSyncOptions(Input, frozen=True, kw_only=True):
+    """The vendor takes files, not URLs: a URL has to be uploaded first, and its file's id put here."""
+
+    video_file_id: Id | None = None
+    audio_file_id: Id | None = None
+    screen_width: Annotated[int, Meta(ge=1, le=10_000, description="pixels; 1080")] | None = None
+    screen_height: Annotated[int, Meta(ge=1, le=10_000, description="pixels; 1920")] | None = None
+    backway: Annotated[Literal[1, 2], Meta(description="at the video's end: 1 from the start, 2 backwards")] | None = (
+        None
+    )
+    drive_mode: Annotated[Literal["", "random"], Meta(description="random: begin anywhere in the video")] | None = None
+    volume: Annotated[int, Meta(ge=1, le=100)] | None = None
+    speed: Annotated[float, Meta(ge=0.5, le=2, description="of the text's voice")] | None = None
+    # The page sends the reader elsewhere for the range.
+    pitch: Annotated[float, Meta(gt=0, description="of the text's voice")] | None = None
+
+
+def _model(name: str, beans: int) -> Model[VideoLipSyncInput, VideoLipSyncOptions]:
+    def cost(input: VideoLipSyncInput, _: VideoLipSyncOptions) -> Cost | None:
+        seconds = input.duration_seconds
+        return None if seconds is None else Cost(estimated=beans * seconds, unit="beans")
+
+    return Model(
+        name=name,
+        input=VideoLipSyncInput,
+        vendor_input=VideoLipSyncOptions,
+        one_of=(
+            ("input.video_url", "vendor_input.video_file_id"),
+            ("input.text", "input.audio_url", "vendor_input.audio_file_id"),
+        ),
+        needs={
+            "input.text": "input.voice",
+            "input.voice": "input.text",
+            "vendor_input.speed": "input.text",
+            "vendor_input.pitch": "input.text",
+        },
+        price=f"{beans} bean{'s' * (beans > 1)} a second",
+        limits="video as MP4, MOV or WebM; voice as MP3, M4A or WAV; 10 jobs a minute",
+        unit="beans",
+        estimate=cost,
+    )
+
+
+#: The vendor's `model` is a number; these are the page's words for it.
+GRADES: Final = {"basic": 0, "high-quality": 1}
+MODELS: Final = (_model("basic", beans=1), _model("high-quality", beans=2))
+
+#: Fields of the create call that are ours under `vendor_input`, and those of its `tts_config`.
+CREATE: Final = {
+    name: name
+    for name in (
+        "video_file_id",
+        "audio_file_id",
+        "screen_width",
+        "screen_height",
+        "backway",
+        "drive_mode",
+        "volume",
+    )
+}
+SPEECH: Final = {"text": "text", "voice": "audio_man_id", "speed": "speed", "pitch": "pitch"}
+
+
 def headers(credentials: Mapping[str, str]) -> dict[str, str]:
     # With an underscore: a proxy that drops such headers makes every call a 10400.
     return {"access_token": credentials["CHANJING_ACCESS_TOKEN"]}
@@ -85,6 +175,22 @@ def read_token(body: bytes) -> Token | Refusal:
     if value is None or expires_at is None:
         return Refusal(code="vendor_error", message="an answer without a token and its end")
     return Token(value=value, expires_at=expires_at.timestamp())
+
+
+def submit_request(model: str, input: Input, vendor_input: Input, callback_url: str | None) -> Request:
+    """Of files alone: what is given as a URL has to be uploaded, and named in `vendor_input`, before."""
+    speech = given(input, SPEECH) | given(vendor_input, SPEECH)
+    body: dict[str, object] = {"model": GRADES[model], "audio_type": "tts" if speech else "audio"}
+    if speech:
+        body["tts_config"] = speech
+    if callback_url:
+        body["callback"] = callback_url
+    return Request(method="POST", path="/open/v1/video_lip_sync/create", json=body | given(vendor_input, CREATE))
+
+
+def read_submit(http_status: int, body: bytes) -> Observation | Refusal:
+    answer = decode(body)
+    return submitted(http_status, _refused(http_status, answer), answer, _created)
 
 
 def status_request(vendor_job_id: str) -> Request:
@@ -125,6 +231,12 @@ def _refused(http_status: int, answer: object) -> Refusal | None:
     # The envelope's code says more than the HTTP status over it; one that is not on the page leaves it to that.
     code = REFUSALS.get(number(wrong.get("code")) or 0, refusal(http_status, None).code)
     return Refusal(code=code, message=text(wrong.get("msg")) or f"code {text(wrong.get('code'))}")
+
+
+def _created(source: Source, body: dict[str, object]) -> Observation:
+    """The answer to the create call, whose `data` is the bare id."""
+    data = body.get("data")
+    return Observation(source=source, vendor_job_id=text(data) or text(mapping(data).get("id")))
 
 
 def _job(source: Source, body: dict[str, object]) -> Observation:

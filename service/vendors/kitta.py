@@ -8,6 +8,18 @@ from urllib.parse import quote
 
 from service.model import Cost, Observation, Source, Status
 from service.vendors.base import CANCELLED_WORDS, Limit, ListPage, Refusal, Request, Rhythm, no_token, no_token_request
+from service.vendors.inputs import (
+    AudioSeconds,
+    AudioUrl,
+    ImageUrl,
+    Input,
+    Model,
+    NoInput,
+    ReferenceImageUrl,
+    VideoSeconds,
+    VideoUrl,
+    given,
+)
 from service.vendors.reading import (
     complaint,
     decode,
@@ -20,6 +32,7 @@ from service.vendors.reading import (
     reading,
     refused,
     settled,
+    submitted,
     task_in,
     text,
     word,
@@ -32,6 +45,7 @@ BASE_URL: Final = "https://kittaaudio.com"
 CREDENTIALS: Final = (("KITTA_API_TOKEN",),)
 RHYTHM: Final = Rhythm(every=3)  # the page: every 3 to 5 s until the verdict
 READS: Final = Limit(requests=10, seconds=1)  # the page has no limit: ours
+SUBMITS: Final = None
 LIST_PAGE: Final = 100  # the most that `limit` may be
 
 #: The task's `status`. `completed` is the word of the vendor's older API.
@@ -47,11 +61,63 @@ STATUSES: Final = {
 #: Codes in `{"error": …}` that came under a 2xx. The page shows only this one.
 REFUSALS: Final = {"invalid_request": "invalid_input"}
 
+
+class LipSyncInput(Input, frozen=True, kw_only=True):
+    """Which of video and image is given decides the mode."""
+
+    video_url: VideoUrl | None = None
+    image_url: ImageUrl | None = None
+    audio_url: AudioUrl
+    reference_image_url: ReferenceImageUrl | None = None
+    video_duration_seconds: VideoSeconds | None = None
+    duration_seconds: AudioSeconds | None = None
+
+
+def _cost(_: LipSyncInput, __: NoInput) -> Cost | None:
+    """The page has no price: `creditsCharged` tells what a job took."""
+    return None
+
+
+MODELS: Final = (
+    Model(
+        name="kitta-lip-sync-v1",
+        input=LipSyncInput,
+        vendor_input=NoInput,
+        one_of=(("input.video_url", "input.image_url"),),
+        needs={"input.reference_image_url": "input.image_url"},
+        price="not published; told when the job is taken",
+        limits="files at public addresses",
+        unit="credits",
+        estimate=_cost,
+    ),
+)
+
+#: Fields of a task. `durationSeconds` is the length of the voice.
+TASK: Final = {
+    "video_url": "videoUrl",
+    "image_url": "imageUrl",
+    "audio_url": "audioUrl",
+    "reference_image_url": "referenceImageUrl",
+    "duration_seconds": "durationSeconds",
+}
+
 token_request, read_token = no_token_request, no_token
 
 
 def headers(credentials: Mapping[str, str]) -> dict[str, str]:
     return {"Authorization": f"Bearer {credentials['KITTA_API_TOKEN']}"}
+
+
+def submit_request(model: str, input: Input, vendor_input: Input, callback_url: str | None) -> Request:
+    """Without the callback URL: the vendor has no field for one."""
+    task = given(input, TASK)
+    mode = "video" if "videoUrl" in task else "image"
+    return Request(method="POST", path="/api/v1/lip-sync/tasks", json={"model": model, "inputMode": mode, **task})
+
+
+def read_submit(http_status: int, body: bytes) -> Observation | Refusal:
+    answer = decode(body)
+    return submitted(http_status, _refused(http_status, answer), answer, _job)
 
 
 def status_request(vendor_job_id: str) -> Request:

@@ -224,6 +224,36 @@ def answered(http_status: int, no: Refusal | None, seen: Observation) -> Observa
     return seen if no is None or failed else no
 
 
+def submitted(http_status: int, no: Refusal | None, answer: object, reader: Reader) -> Observation | Refusal:
+    """The answer to a submission: the vendor's job, the vendor's no, or (`problem`) that neither can be told from it.
+
+    An error that only says that something broke on the way may come after the job was made and paid for. It is a no
+    where the vendor itself has words for it, and where HTTP says that the request was not taken (4xx, 503).
+    """
+    body, seen = mapping(answer), reading(Source.SUBMIT, answer, reader)
+    fault = complaint(body.get("error"))
+    if no is not None:
+        taken = not (200 <= http_status < 300 or 400 <= http_status < 500 or http_status == 503)
+        if taken and (seen.vendor_job_id or not (fault or complaint(body))):
+            problem = Problem.BAD_JSON if seen.problem is Problem.BAD_JSON else Problem.BAD_SHAPE
+            return unreadable(Source.SUBMIT, problem, no.message, seen.vendor_job_id)
+        return no
+    if seen.vendor_job_id is None:
+        if fault:
+            return Refusal(code="vendor_error", message=fault)
+        if seen.problem in (Problem.BAD_JSON, Problem.BAD_SHAPE):
+            return seen
+        return unreadable(Source.SUBMIT, Problem.NO_JOB_ID, "an answer without a job's id")
+    return Observation(
+        source=Source.SUBMIT,
+        # A verdict, or a word that nobody knows, waits for the first look.
+        status=Status.PROCESSING if seen.status is Status.PROCESSING else Status.QUEUED,
+        vendor_job_id=seen.vendor_job_id,
+        cost=seen.cost,
+        submitted_at=seen.submitted_at,
+    )
+
+
 def listed(rows: object, reader: Reader, *, more: bool) -> ListPage | Refusal:
     """A page of the list call. An answer without rows is no empty page: every job on it would seem to be gone."""
     if not isinstance(rows, list):
