@@ -74,6 +74,7 @@ ROUTES: Final = [
     ("GET", "/v1/quarantine"),
     ("GET", f"/v1/quarantine/qua_{'0' * 24}"),
     ("POST", f"/v1/quarantine/qua_{'0' * 24}/replay"),
+    ("GET", "/v1/vendors"),
     ("GET", "/v1/no-such-thing"),
     ("DELETE", "/v1/jobs"),
 ]

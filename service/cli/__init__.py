@@ -15,6 +15,7 @@ from service.cli.doctor import doctor
 from service.cli.jobs import jobs, quarantine
 from service.cli.local import default_data_folder
 from service.cli.up import up
+from service.cli.vendors import vendors
 from service.jobs.tokens import Tokens
 from service.vendors import VENDORS
 
@@ -58,5 +59,5 @@ def sandbox(arguments: tuple[str, ...]) -> None:
     raise SystemExit(subprocess.call([sys.executable, "-m", "sandbox", *arguments]))
 
 
-for command in (up, demo, doctor, jobs, quarantine):
+for command in (up, demo, doctor, jobs, quarantine, vendors):
     main.add_command(command)

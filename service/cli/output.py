@@ -22,7 +22,7 @@ _COLOURS = {
 }  # fmt: skip
 
 #: Columns that give way where a terminal is narrow; the others are never broken.
-_LONG = {"job", "error", "why", "value", "detail"}
+_LONG = {"job", "error", "why", "value", "detail", "takes", "price"}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the API's answer as it is.")
 

@@ -144,14 +144,14 @@ def _multi_cost(input: MultiInput, own: Speakers) -> Cost | None:
 
 
 #: In words, for all three.
-PRICE: Final = "2 credits a second at 480p, 4 at 720p; at least 5 seconds"
+PRICE: Final = "2 credits a second at 480p, 4 at 720p, at least 5 seconds"
 
 MODELS: Final = (
     Model(
         name="lipsync-video",
         input=VideoInput,
         vendor_input=NoInput,
-        price=f"{PRICE}; of video and voice the shorter counts",
+        price=f"{PRICE}: of video and voice the shorter",
         limits="MP4, MOV or the like; MP3, WAV or the like; at public addresses",
         unit="credits",
         estimate=_video_cost,
@@ -160,7 +160,7 @@ MODELS: Final = (
         name="lipsync-image",
         input=ImageInput,
         vendor_input=NoInput,
-        price=f"{PRICE} of voice",
+        price=f"{PRICE}: the voice",
         limits="files at public addresses",
         unit="credits",
         estimate=_image_cost,
@@ -169,7 +169,7 @@ MODELS: Final = (
         name="lipsync-image-multi",
         input=MultiInput,
         vendor_input=Speakers,
-        price=f"{PRICE}; the longer voice counts where order is meanwhile, else both",
+        price=f"{PRICE}: the longer voice where order is meanwhile, else both",
         limits="files at public addresses; two speakers",
         unit="credits",
         estimate=_multi_cost,
