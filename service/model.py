@@ -68,6 +68,7 @@ class Problem(StrEnum):
     UNKNOWN_STATUS = "unknown_status"  # a word that the vendor's page does not have
     NO_OUTPUT = "no_output"  # success without a usable URL, where the operation makes media
     OTHER_JOB = "other_job"  # came by one job's URL and names another of the vendor's jobs
+    VENDOR_ERROR = "vendor_error"  # the vendor, asked about this job, answers with an error of its own
     UNKNOWN_JOB = "unknown_job"  # the vendor, asked, does not know the id
     NOT_STORED = "not_stored"  # an attempt to bring the result home did not succeed
 

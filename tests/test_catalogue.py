@@ -219,7 +219,7 @@ def test_the_vendor_takes_whatever_a_model_takes(
     ("fault", "read"),
     [
         ("vendor_rate_limited", "rate_limited"),
-        ("vendor_down", "vendor_error"),
+        ("vendor_down", "vendor_unreachable"),
         ("vendor_500", "vendor_error"),
         ("vendor_garbage", Problem.BAD_JSON),
     ],

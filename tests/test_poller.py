@@ -23,7 +23,7 @@ from service.model import Archive, Observation, Output, Problem, Source, Status
 from service.settings import Settings
 from service.vendors import VENDORS
 from tests.support import deployment as deployments
-from tests.support.files import Answer, Files, raw, run_fast, whole
+from tests.support.files import Answer, Files, raw, run_fast, status, whole
 from tests.support.processes import BIN, Process, Processes, eventually, eventually_async
 from tests.support.sandbox import Desk, Sandbox
 from tests.support.servers import valkey_server
@@ -287,7 +287,7 @@ async def test_one_due_job_is_asked_for_by_itself(poller: Poller, desk: Desk, sa
 # -- vendors that are unwell --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["vendor_500", "vendor_down", "vendor_rate_limited"])
+@pytest.mark.parametrize("fault", ["vendor_down", "vendor_rate_limited"])
 @pytest.mark.parametrize("vendor", SLUGS)
 async def test_an_unwell_vendor_is_left_alone_for_a_while(
     poller: Poller, desk: Desk, sandbox: Sandbox, vendor: str, fault: str
@@ -363,12 +363,64 @@ async def test_garbage_is_no_verdict_and_noted_once(poller: Poller, desk: Desk, 
     assert desk.job(job_id).status is Status.SUCCEEDED
 
 
-async def test_a_list_of_garbage_makes_its_vendor_unwell(poller: Poller, desk: Desk, sandbox: Sandbox) -> None:
-    jobs = [desk.track("kitta", sandbox.submit("kitta")) for _ in range(2)]
-    sandbox.order("kitta", "vendor_garbage")
-    await look(poller, desk, "kitta")
-    assert desk.redis.exists(desk.key("vendor", "kitta"))
-    assert {len(desk.timeline(job_id)) for job_id in jobs} == {1}
+@pytest.mark.parametrize("vendor", LISTED)
+async def test_without_a_list_that_can_be_read_each_job_is_asked_for(
+    poller: Poller, desk: Desk, sandbox: Sandbox, vendor: str
+) -> None:
+    jobs = [desk.track(vendor, sandbox.finished(vendor)) for _ in range(3)]
+    sandbox.order(vendor, "vendor_garbage", count=1)
+    await look(poller, desk, vendor)
+    assert {desk.job(job_id).status for job_id in jobs} == {Status.SUCCEEDED}
+    assert not desk.redis.exists(desk.key("vendor", vendor))
+
+
+@pytest.mark.parametrize("vendor", SLUGS)
+async def test_a_vendor_that_has_only_errors_is_unwell(
+    poller: Poller, desk: Desk, sandbox: Sandbox, vendor: str
+) -> None:
+    jobs = [desk.track(vendor, sandbox.finished(vendor)) for _ in range(3)]
+    sandbox.order(vendor, "vendor_500")
+    await look(poller, desk, vendor)
+    asked = sandbox.calls(vendor)["faulted"]
+    assert desk.redis.exists(desk.key("vendor", vendor))
+    await look(poller, desk, vendor)
+    assert sandbox.calls(vendor) == {"faulted": asked}
+    assert {desk.job(job_id).status for job_id in jobs} == {Status.QUEUED}
+
+    let_try_again(desk, vendor)
+    await look(poller, desk, vendor)
+    assert sandbox.calls(vendor) == {"faulted": asked + 1}  # with one job, and it is still unwell
+    assert desk.redis.exists(desk.key("vendor", vendor))
+
+    sandbox.clear()
+    let_try_again(desk, vendor)
+    for _ in range(2):
+        await look(poller, desk, vendor)
+    assert {desk.job(job_id).status for job_id in jobs} == {Status.SUCCEEDED}
+    assert not desk.redis.exists(desk.key("vendor", vendor))
+
+
+async def test_an_error_about_one_job_holds_up_no_other(settings: Settings, files: Files) -> None:
+    """A vendor may stumble over a single task for ever: that one is noted, and keeps to its rhythm."""
+    made = replace(settings, accounts=deployments.accounts(files.url))
+    path = "/lipsync_studio/api/v1/jobs/"
+    files.serve(f"{path}poison", status(500))
+    for number in range(3):
+        body = b'{"id":"v%d","status":"failed","error":"x"}' % number
+        files.serve(f"{path}v{number}", whole(body, media_type="application/json"))
+    with closing(Desk(made)) as desk:
+        poison = desk.track("lipsync_studio", "poison")
+        async with poller_of(made) as poller:
+            await look(poller, desk, "lipsync_studio")
+            assert not desk.redis.exists(desk.key("vendor", "lipsync_studio"))  # one error says nothing of the vendor
+            others = [desk.track("lipsync_studio", f"v{number}") for number in range(3)]
+            await look(poller, desk, "lipsync_studio")
+        assert {desk.job(job_id).status for job_id in others} == {Status.FAILED}
+        assert not desk.redis.exists(desk.key("vendor", "lipsync_studio"))
+        assert [entry.get("problem") for entry in desk.timeline(poison)] == [None, "vendor_error"]
+        due = desk.due_in(poison, "polls", "lipsync_studio")
+        assert due is not None
+        assert due > 3
 
 
 @pytest.mark.parametrize("vendor", SLUGS)

@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
     "418": (status(418), "vendor_error"),
     "429": (status(429), "rate_limited"),
     "500": (status(500), "vendor_error"),
-    "503": (status(503), "vendor_error"),
+    "503": (status(503), "vendor_unreachable"),
     "302": (redirect("/"), "vendor_error"),
 }
 

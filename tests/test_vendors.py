@@ -251,7 +251,7 @@ def test_a_status_word_reads_alike_in_any_case(fixture: Fixture) -> None:
         (422, "invalid_input"),
         (429, "rate_limited"),
         (500, "vendor_error"),
-        (503, "vendor_error"),
+        (503, "vendor_unreachable"),
         (199, "vendor_error"),
         (300, "vendor_error"),
         (418, "vendor_error"),
@@ -273,7 +273,12 @@ def test_an_http_error_is_a_refusal_whatever_the_body(vendor: Vendor, http_statu
 
 @pytest.mark.parametrize("code", sorted(REFUSALS))
 def test_a_refusal_is_retryable_where_the_same_request_may_yet_succeed(code: str) -> None:
-    passing = {"rate_limited", "vendor_error", "unauthorized"}  # a token is renewed; a key may be put right
+    passing = {
+        "rate_limited",
+        "vendor_error",
+        "vendor_unreachable",
+        "unauthorized",
+    }  # a token is renewed; a key may be put right
     assert Refusal(code=code, message="no").retryable == (code in passing)
 
 

@@ -36,8 +36,11 @@ GRACE: Final = 5.0
 LIST_FROM: Final = 2
 MAX_PAGES: Final = 20
 
-#: Refusals that speak of the job that was asked about, not of the vendor's health.
-_ABOUT_THE_JOB: Final = frozenset({"not_found", "forbidden", "invalid_input"})
+#: So many errors in a row are enough to stop asking.
+ENOUGH_ERRORS: Final = 3
+
+#: Refusals that speak of the vendor or of our account with it, not of the job that was asked about.
+_ABOUT_THE_VENDOR: Final = frozenset({"rate_limited", "unauthorized", "insufficient_credit", "vendor_unreachable"})
 
 #: Does some of what is due, and says whether there may be more.
 Turn = Callable[[], Awaitable[bool]]
@@ -99,7 +102,10 @@ class Poller:
         for page_number in range(MAX_PAGES):
             page, retry_after = await self._vendors.list_page(slug, page_number)
             if isinstance(page, Refusal):
-                return await self._refused(slug, page, retry_after, left)
+                if page.code in _ABOUT_THE_VENDOR:
+                    return await self._refused(slug, page, retry_after, left)
+                _log.warning("list call refused", vendor=slug, code=page.code, detail=page.message[:200])
+                break  # each job can still be asked for by its own call
             for seen in page.observations:
                 claim = left.get(seen.vendor_job_id or "")
                 # Rows are sparse: what failed a job, and what could not be understood, is asked for by its own call.
@@ -111,28 +117,42 @@ class Poller:
         return True
 
     async def _look_at_each(self, slug: str, left: dict[str, Claim]) -> bool:
-        """Ask for each job in `left`, some at a time. False: the vendor is unwell."""
+        """Ask for each job in `left`, some at a time. False: the vendor is unwell.
+
+        An error of the vendor's own may be about the one job that was asked for: that job keeps to its rhythm, and the
+        vendor counts as unwell only where errors are all that it has.
+        """
         turns = asyncio.Semaphore(IN_FLIGHT)
-        fine = True
+        trial = any(claim.trial for claim in left.values())
+        errors: list[Answer] = []
+        answered = unwell = False
 
         async def look(claim: Claim) -> None:
-            nonlocal fine
+            nonlocal answered, unwell
             async with turns:
-                if not fine:
+                if unwell or (len(errors) >= ENOUGH_ERRORS and not answered):
                     return
                 answer = await self._vendors.status(slug, claim.vendor_job_id)
-                if isinstance(answer.reading, Refusal) and answer.reading.code not in _ABOUT_THE_JOB:
-                    first, fine = fine, False  # what fails at the same time is one failure
+                code = answer.reading.code if isinstance(answer.reading, Refusal) else ""
+                if code in _ABOUT_THE_VENDOR:
+                    first, unwell = not unwell, True  # what fails at the same time is one failure
                     if first:
                         await self._refused(slug, answer.reading, answer.retry_after, left)
                     return
-                left.pop(claim.vendor_job_id, None)
+                del left[claim.vendor_job_id]
+                if code == "vendor_error":
+                    errors.append(answer)
+                else:
+                    answered = True
                 await self._record(slug, claim, _observed(answer), answer.raw)
 
         async with asyncio.TaskGroup() as looks:
             for claim in list(left.values()):
                 looks.create_task(look(claim))
-        return fine
+        if not unwell and not answered and (len(errors) > 1 or (errors and trial)):
+            unwell = True
+            await self._refused(slug, errors[0].reading, errors[0].retry_after, left)
+        return not unwell
 
     async def _record(self, slug: str, claim: Claim, seen: Observation, raw: bytes) -> None:
         recorded = await self._tracker.record(seen, vendor=slug, job_id=claim.job_id, raw=raw)
@@ -140,14 +160,15 @@ class Poller:
             "poll", vendor=slug, job_id=claim.job_id, status=seen.status, problem=seen.problem, outcome=recorded.outcome
         )
 
-    async def _refused(self, slug: str, refusal: Refusal, retry_after: float, left: dict[str, Claim]) -> bool:
+    async def _refused(
+        self, slug: str, answer: Refusal | Observation, retry_after: float, left: dict[str, Claim]
+    ) -> bool:
         """The vendor is unwell: leave it alone for a while, and look at the claimed jobs when it is tried again."""
         wait = await self._store.vendor_unwell(slug, int(retry_after * 1000))
         at = await self._store.now_ms() + int(wait * 1000)
         await self._store.poll_again(slug, [claim.job_id for claim in left.values()], at)
-        _log.warning(
-            "vendor unwell", vendor=slug, code=refusal.code, detail=refusal.message[:200], retry_in=wait, jobs=len(left)
-        )
+        code, detail = (answer.code, answer.message[:200]) if isinstance(answer, Refusal) else ("", "")
+        _log.warning("vendor unwell", vendor=slug, code=code, detail=detail, retry_in=wait, jobs=len(left))
         return False
 
     # -- what is due without any vendor ------------------------------------------------------------------
@@ -183,8 +204,9 @@ class Poller:
 def _observed(answer: Answer) -> Observation:
     if isinstance(answer.reading, Observation):
         return answer.reading
+    problem = Problem.VENDOR_ERROR if answer.reading.code == "vendor_error" else Problem.UNKNOWN_JOB
     detail = f"{answer.reading.code}: {answer.reading.message}"
-    return Observation(source=Source.POLL, problem=Problem.UNKNOWN_JOB, detail=detail[:500])
+    return Observation(source=Source.POLL, problem=problem, detail=detail[:500])
 
 
 async def run(deployment: Deployment, stop: asyncio.Event) -> None:

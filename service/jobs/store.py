@@ -88,6 +88,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     job_id: str
     vendor_job_id: str
+    trial: bool = False  #: the vendor was unwell, and this is how it is found out whether it still is
 
 
 def connect(settings: Settings) -> Redis:
@@ -260,8 +261,12 @@ class Store:
     # -- what is due -------------------------------------------------------------------------------
 
     async def claim_polls(self, vendor: str, lease_ms: int, limit: int) -> list[Claim]:
-        rows: list[tuple[bytes, bytes | None]] = await self._claim(args=["polls", vendor, lease_ms, limit])
-        return [Claim(id_.decode(), msgspec.json.decode(known, type=str)) for id_, known in rows if known]
+        rows: list[tuple[bytes, bytes | None, int]] = await self._claim(args=["polls", vendor, lease_ms, limit])
+        return [
+            Claim(id_.decode(), msgspec.json.decode(known, type=str), bool(trial))
+            for id_, known, trial in rows
+            if known
+        ]
 
     async def claim_deadlines(self, lease_ms: int, limit: int) -> list[str]:
         found: list[bytes] = await self._claim(args=["deadlines", lease_ms, limit])

@@ -29,7 +29,7 @@ from service.vendors.base import ListPage, Refusal
 def decode(body: bytes | str) -> object:
     """The JSON in `body`, or `Problem.BAD_JSON` where there is none."""
     try:
-        return msgspec.json.decode(body)
+        return msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf") if isinstance(body, bytes) else body)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return Problem.BAD_JSON
 
@@ -150,6 +150,9 @@ def refusal(http_status: int, message: object) -> Refusal:
         404: "not_found",
         422: "invalid_input",
         429: "rate_limited",
+        502: "vendor_unreachable",
+        503: "vendor_unreachable",
+        504: "vendor_unreachable",
     }.get(http_status, "vendor_error")
     return Refusal(code=code, message=text(message) or f"HTTP {http_status}")
 
@@ -180,7 +183,7 @@ def reading(source: Source, answer: object, reader: Reader) -> Observation:
 
 def task_in(body: dict[str, object]) -> dict[str, object]:
     """The task in a body: what the envelope `{code, msg, data}` holds, or the body itself where there is none."""
-    return mapping(body.get("data")) or body
+    return nested(body.get("data")) or body
 
 
 def settled(seen: Observation, said: object, *, made: object, trouble: str | None = None) -> Observation:

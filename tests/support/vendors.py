@@ -45,6 +45,7 @@ REFUSALS = {
     "not_found",
     "rate_limited",
     "vendor_error",
+    "vendor_unreachable",
 }
 
 

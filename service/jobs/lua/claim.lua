@@ -1,6 +1,6 @@
 #!lua
 -- Takes what is due, for a while: whoever claims holds it until the lease is over, and who dies merely delays it.
--- ARGV: 'polls', vendor, lease ms, limit → {{job id, vendor's job id as JSON}…}; none while the vendor is being left alone, one
+-- ARGV: 'polls', vendor, lease ms, limit → {{job id, vendor's job id as JSON, 1 where it is a try}…}; none while the vendor is being left alone, one
 -- when it is tried again. 'deadlines', lease ms, limit → {job id…}.
 
 local function take(set, lease, limit)
@@ -21,6 +21,6 @@ if retry_at and #ids > 0 then -- one process tries, with one job
   redis.call('HSET', key('vendor', vendor), 'retry_at', NOW + ARGV[3])
 end
 for i, id in ipairs(ids) do
-  claimed[i] = {id, redis.call('HGET', key('job', id), 'vendor_job_id')}
+  claimed[i] = {id, redis.call('HGET', key('job', id), 'vendor_job_id'), retry_at and 1 or 0}
 end
 return claimed
