@@ -120,9 +120,9 @@ def test_every_fixture_of_a_vendor_is_answered_as_it_reads(web: Web, vendor: str
         meant = (statuses.get(problem, 422), sample.expected.get("status", "pending"), [problem] if problem else [])
         if met != meant:
             wrong.append((sample.name, met, meant))
-        if sample.vendor_job_id and not problem:  # the next sample may be about the same job of the vendor's
+        if sample.vendor_job_id and not problem:
             assert known["vendor_job_id"] == sample.vendor_job_id
-            web.redis.delete(web.key("vendor_jobs", vendor))
+        web.redis.delete(web.key("vendor_jobs", vendor))  # the next sample may be about the same job of the vendor's
         web.redis.delete(web.key("quarantine"))
     assert wrong == []
 

@@ -650,6 +650,22 @@ async def test_what_is_parked_has_its_limits(desk: Desk) -> None:
 PROBLEM: Final = told(problem=Problem.UNKNOWN_STATUS, detail="unknown status 'paused'")
 
 
+async def test_what_cannot_be_understood_may_still_name_the_job_that_its_url_belongs_to(desk: Desk) -> None:
+    job_id, other = await desk.track(None), await desk.track("taken")
+    named = told(problem=Problem.UNKNOWN_STATUS, vendor_job_id="v-9")
+    assert await desk.tell(job_id, named, quarantine=(job_id, b"{}")) == "ask"
+    assert (await desk.job(job_id)).vendor_job_id == "v-9"
+    assert (await desk.job(job_id)).status is Status.PENDING
+    due = await desk.due(job_id)
+    assert due is not None
+    assert due <= 0
+
+    second = await desk.track(None)
+    assert await desk.tell(second, told(problem=Problem.NO_OUTPUT, vendor_job_id="taken")) == "ask"
+    assert (await desk.job(second)).vendor_job_id is None
+    assert await desk.store.find(VENDOR, "taken") == other
+
+
 async def test_what_was_not_understood_is_kept_whole_and_the_vendor_is_asked_at_once(desk: Desk) -> None:
     job_id = await desk.track()
     row = await desk.store.job_json(job_id)
@@ -702,13 +718,6 @@ async def test_what_is_too_large_to_keep_and_names_no_job_leaves_nothing_behind(
     before = await desk.everything()
     await desk.hint(told(problem=Problem.TOO_LARGE, detail="larger than a callback may be"))
     assert await desk.everything() == before
-
-
-async def test_another_jobs_id_in_what_was_not_understood_is_not_attached(desk: Desk) -> None:
-    job_id = await desk.track(None)
-    await desk.tell(job_id, told(problem=Problem.NO_OUTPUT, detail="?", vendor_job_id="v-7"))
-    assert (await desk.job(job_id)).vendor_job_id is None
-    assert await desk.store.find(VENDOR, "v-7") is None
 
 
 async def test_what_was_not_understood_is_noted_on_the_job_behind_its_url_whatever_job_it_names(desk: Desk) -> None:

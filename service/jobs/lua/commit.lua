@@ -321,9 +321,11 @@ commit = function(fact, packed)
     return {'other_job', id}
   end
   local linked = false
-  if not fact.problem then
+  if not fact.problem or fact.witness == 'told' then -- by the job's own URL even what is not understood may name the job
     linked = link(job, id, fact)
-    if linked == nil then return {'taken', redis.call('HGET', key('vendor_jobs', fact.vendor), fact.vendor_job_id)} end
+    if linked == nil and not fact.problem then
+      return {'taken', redis.call('HGET', key('vendor_jobs', fact.vendor), fact.vendor_job_id)}
+    end
   end
   local before = unquote(job.status)
   if fact.source == 'archive' and fact.problem then
