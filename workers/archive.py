@@ -40,6 +40,8 @@ MIN_RATE_AFTER: Final = 60.0
 MAX_REDIRECTS: Final = 5
 #: From the request to the end of the answer's headers; a read timeout alone never ends a drip.
 MAX_HEAD_SECONDS: Final = 60.0
+#: How a page or a message begins, whatever its server calls it; no media file does.
+_PAGES: Final = (b"<!doctype", b"<html", b"<?xml", b'{"')
 #: An attempt that is still not over by then hangs where no limit of its own reaches.
 HARD_LIMIT: Final = MAX_SECONDS + 600
 
@@ -238,7 +240,7 @@ class _Download:
             if announced.isdecimal() and int(announced[:20]) > self._limit:
                 raise Unwanted(f"the file is larger than {self._limit} bytes: it has {announced[:20]}")
             while chunk := await self._next(source, interrupted):
-                if not self.size and chunk.lstrip()[:1] in (b"<", b"{"):
+                if not self.size and chunk[:100].lstrip().lower().startswith(_PAGES):
                     raise NotStored("the link answers with a page or a message, not with media")
                 self.size += len(chunk)
                 self._check_limits(time.monotonic() - began)
