@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from redis.asyncio import Redis
 
 from service import logs
-from service.jobs.store import Ask, Store, connect
+from service.jobs.scripts import Ask
+from service.jobs.store import Store, connect
 from service.jobs.tokens import Tokens, redact
 from service.jobs.tracker import Tracker
 from service.settings import Settings, SettingsError, load

@@ -21,7 +21,7 @@ import pytest
 from service.api.jobs import MAX_METADATA
 from service.api.problems import MAX_BODY
 from service.deployment import opened
-from service.jobs.store import pack_body
+from service.jobs.scripts import pack_body
 from service.model import Archive, Job, Observation, Output, Problem, Source, Status, Stored
 from service.storage import Storage, content_type, object_key
 from service.vendors import VENDORS

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from service.jobs import rules
-from service.jobs.store import PARKED_LENGTH, PARKED_SECONDS, TIMELINE_LENGTH, Ask, Store, connect, connect_sync
+from service.jobs.scripts import PARKED_LENGTH, PARKED_SECONDS, TIMELINE_LENGTH, Ask
+from service.jobs.store import Store, connect, connect_sync
 from service.jobs.tokens import Tokens
 from service.jobs.tracker import BATCH_BYTES, BATCH_FACTS, RAW_LIMIT, CommitFailed, Recorded, Tracker
 from service.model import (

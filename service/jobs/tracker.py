@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from service.jobs import rules
-from service.jobs.store import Ask, Commit, Idempotency, Letter, pack_body, script_text
+from service.jobs.scripts import Ask, Commit, Idempotency, Letter, pack_body, script_text
 from service.jobs.tokens import redact, redact_whole
 from service.model import Job, Observation
 from service.settings import Settings

@@ -1,5 +1,5 @@
 #!lua
--- The door's inside: applies facts to jobs. Each ARGV is one fact (store.Commit, msgpack); each is committed whole:
+-- The door's inside: applies facts to jobs. Each ARGV is one fact (scripts.Commit, msgpack); each is committed whole:
 -- state, timeline, stream entry, pub/sub message, indexes, due times and the RQ job, or nothing.
 -- Answers one {outcome, job id} a fact, in order. A fact that cannot be applied answers {'error', reason} and harms no other.
 

@@ -1,4 +1,4 @@
--- Shared by every script. Above this file stands a header made by store.py: PREFIX, FIELDS, DEFAULTS, STATUSES,
+-- Shared by every script. Above this file stands a header made by scripts.py: PREFIX, FIELDS, DEFAULTS, STATUSES,
 -- WITNESSES, RULES, STATUS_EVENTS, ARCHIVE_EVENTS, ARCHIVE_TASK and the limits.
 --
 -- A job is one hash. Each public field holds its own JSON, so that the job's JSON is a matter of joining strings and
