@@ -651,6 +651,18 @@ async def test_what_is_parked_has_its_limits(desk: Desk) -> None:
 PROBLEM: Final = told(problem=Problem.UNKNOWN_STATUS, detail="unknown status 'paused'")
 
 
+async def test_a_parked_fact_that_cannot_be_applied_spoils_neither_the_registration_nor_the_others(desk: Desk) -> None:
+    parked = desk.store.key("parked", VENDOR, "v-1")
+    assert await desk.tell(None, told(Status.PROCESSING, vendor_job_id="v-1")) == "parked"
+    (good,) = await desk.redis.lrange(parked, 0, -1)
+    broken = msgspec.msgpack.encode({"at": 1, "fact": msgspec.msgpack.encode({"vendor": VENDOR}).decode("latin-1")})
+    assert await desk.redis.lpush(parked, broken) == 2
+
+    job_id = await desk.track("v-1")
+    assert (await desk.job(job_id)).status is Status.PROCESSING
+    assert await desk.redis.lrange(parked, 0, -1) == [broken], f"kept, and {good!r} is not"
+
+
 async def test_what_cannot_be_understood_may_still_name_the_job_that_its_url_belongs_to(desk: Desk) -> None:
     job_id, other = await desk.track(None), await desk.track("taken")
     named = told(problem=Problem.UNKNOWN_STATUS, vendor_job_id="v-9")

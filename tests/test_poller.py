@@ -23,12 +23,13 @@ from service.model import Archive, Observation, Output, Problem, Source, Status
 from service.settings import Settings
 from service.vendors import VENDORS
 from tests.support import deployment as deployments
-from tests.support.files import Answer, Files, raw, run_fast, status, whole
+from tests.support.files import Answer, Files, Wire, raw, run_fast, status, whole
 from tests.support.processes import BIN, Process, Processes, eventually, eventually_async
 from tests.support.sandbox import Desk, Sandbox
 from tests.support.servers import valkey_server
 from workers import outbound
-from workers.poller import IN_FLIGHT, Poller
+from workers import poller as poller_module
+from workers.poller import ENOUGH_ERRORS, IN_FLIGHT, Poller
 from workers.vendor_client import VendorClient
 
 SLUGS: Final = ("apimodels", "chanjing", "kitta", "lipsync_studio")
@@ -398,6 +399,33 @@ async def test_a_vendor_that_has_only_errors_is_unwell(
         await look(poller, desk, vendor)
     assert {desk.job(job_id).status for job_id in jobs} == {Status.SUCCEEDED}
     assert not desk.redis.exists(desk.key("vendor", vendor))
+
+
+async def test_jobs_that_only_errors_kept_from_being_asked_about_are_due_at_once(
+    settings: Settings, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors stop the asking; then an answer that was on its way shows that the vendor is well."""
+    monkeypatch.setattr(poller_module, "IN_FLIGHT", 4)
+    made = replace(settings, accounts=deployments.accounts(files.url))
+    path, names = "/lipsync_studio/api/v1/jobs/", [f"v{number}" for number in range(8)]
+    with closing(Desk(made)) as desk:
+        jobs = [desk.track("lipsync_studio", name) for name in names]
+
+        def after_the_errors(wire: Wire) -> None:
+            eventually(lambda: sum(len(desk.timeline(job_id)) > 1 for job_id in jobs) >= ENOUGH_ERRORS)
+            whole(b'{"id":"v0","status":"processing"}', media_type="application/json")(wire)
+
+        files.serve(f"{path}v0", after_the_errors)
+        for name in names[1:]:
+            files.serve(f"{path}{name}", status(500))
+        desk.redis.zadd(desk.key("polls", "lipsync_studio"), {job_id: number for number, job_id in enumerate(jobs)})
+        async with poller_of(made) as poller:
+            await poller.look_after("lipsync_studio")
+        assert not desk.redis.exists(desk.key("vendor", "lipsync_studio"))
+        left = [job_id for job_id, name in zip(jobs, names, strict=True) if not files.requests(f"{path}{name}")]
+        assert left
+        due = [desk.due_in(job_id, "polls", "lipsync_studio") for job_id in left]
+        assert all(seconds is not None and seconds <= 0 for seconds in due)
 
 
 async def test_an_error_about_one_job_holds_up_no_other(settings: Settings, files: Files) -> None:

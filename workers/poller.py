@@ -152,6 +152,8 @@ class Poller:
         if not unwell and not answered and (len(errors) > 1 or (errors and trial)):
             unwell = True
             await self._refused(slug, errors[0].reading, errors[0].retry_after, left)
+        if not unwell:  # whom errors kept from being asked, before an answer came after all
+            await self._store.poll_again(slug, [claim.job_id for claim in left.values()], await self._store.now_ms())
         return not unwell
 
     async def _record(self, slug: str, claim: Claim, seen: Observation, raw: bytes) -> None:

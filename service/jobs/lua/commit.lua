@@ -234,10 +234,13 @@ local function unpark(id, vendor, vendor_job_id)
   if #found == 0 then return end
   redis.call('DEL', parked)
   for _, packed in ipairs(found) do
-    local wrapped = cmsgpack.unpack(packed)
-    local fact = cmsgpack.unpack(wrapped.fact)
-    fact.job, fact.received = id, wrapped.at
-    commit(fact)
+    local applied = pcall(function()
+      local wrapped = cmsgpack.unpack(packed)
+      local fact = cmsgpack.unpack(wrapped.fact)
+      fact.job, fact.received = id, wrapped.at
+      commit(fact)
+    end)
+    if not applied then redis.call('RPUSH', parked, packed) end -- one that cannot be read spoils no other
   end
 end
 
