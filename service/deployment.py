@@ -30,6 +30,8 @@ class Deployment:
         self.storage = Storage(settings.storage_url)
 
     async def close(self) -> None:
+        """Close the connections, once the facts that are on their way have arrived."""
+        await self.tracker.drain()
         await self.redis.aclose()
 
 

@@ -337,6 +337,7 @@ async def test_one_vendor_s_rate_holds_up_no_other(settings: Settings, files: Fi
         assert isinstance(answer.reading, Observation)
         assert not waiting.done()
         waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)  # or it outlives the connections that it uses
 
 
 # -- tokens -------------------------------------------------------------------------------------------------

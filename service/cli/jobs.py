@@ -94,8 +94,9 @@ def watch(job_id: str | None, as_json: bool) -> None:
     with connect_sync(settings) as redis, redis.pubsub(ignore_subscribe_messages=True) as subscription:
         subscription.subscribe(channel)
         if job_id and (code := _ended(Client().get(f"/v1/jobs/{job_id}"))) is not None:
-            console.print(f"{job_id}: ended already")
+            click.echo(f"{job_id} has ended already", err=True)
             raise SystemExit(code)
+        click.echo(f"watching {job_id or 'every job'}", err=True)
         try:
             while True:
                 message = subscription.get_message(timeout=1.0)

@@ -104,6 +104,10 @@ class Tracker:
         answers = redis.register_script(self._text)(args=[self._fact(observation, how)])
         return _recorded(answers[0])
 
+    async def drain(self) -> None:
+        """Wait for what has been sent; whoever asked for it may have gone away."""
+        await self._batch.drain()
+
     def _fact(self, seen: Observation, how: How) -> bytes:
         """The one argument of `commit.lua` that says it all."""
         vendor = how["vendor"]
@@ -193,6 +197,11 @@ class _Batch:
         task = asyncio.get_running_loop().create_task(self._round_trip(batch))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
+
+    async def drain(self) -> None:
+        while self._waiting or self._sending:
+            await asyncio.gather(*self._sending, return_exceptions=True)
+            await asyncio.sleep(0)
 
     async def _round_trip(self, batch: list[tuple[bytes, asyncio.Future[Recorded]]]) -> None:
         answers: list[list[bytes]] = []
