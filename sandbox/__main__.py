@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import socket
 from types import FrameType
@@ -32,6 +33,13 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _rate(_: click.Context, __: click.Parameter, value: str) -> tuple[int, float]:
+    match = re.fullmatch(r"([1-9]\d*)/(\d+(?:\.\d+)?)", value, re.ASCII)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not REQUESTS/SECONDS")
+    return int(match[1]), float(match[2])
+
+
 @click.command()
 @click.option("--port", type=click.IntRange(0, 65535), required=True, help="0 picks a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -43,9 +51,17 @@ class Server(uvicorn.Server):
     show_default=True,
     help="Divides the waits between retries.",
 )
-def main(port: int, host: str, seconds: float, speed: float) -> None:
+@click.option(
+    "--chanjing-submits",
+    metavar="REQUESTS/SECONDS",
+    default="10/60",
+    show_default=True,
+    callback=_rate,
+    help="Submissions that Chanjing takes in so many seconds.",
+)
+def main(port: int, host: str, seconds: float, speed: float, chanjing_submits: tuple[int, float]) -> None:
     """Play the four vendors at http://HOST:PORT/{vendor}, with faults on demand."""
-    app = create_app(seconds, speed)
+    app = create_app(seconds, speed, chanjing_submits)
     config = uvicorn.Config(
         app, host=host, port=port, lifespan="on", log_level="warning", access_log=False, timeout_graceful_shutdown=1
     )

@@ -24,8 +24,6 @@ from sandbox.vendor import Refusal, Shape, Text, Url, Vendor, Why, read
 IDENTIFY: Final = "kling-identify-face"
 LIP_SYNC: Final = "kling-advanced-lip-sync"
 
-#: The one face in every video.
-_FACE: Final = "face_001"
 #: After 1, 2 and 4 s, then every minute while half an hour lasts.
 _RETRIES: Final = (1.0, 2.0, 4.0, *(60.0,) * 29)
 
@@ -123,7 +121,7 @@ class Apimodels(Vendor):
         job = self.world.jobs.get(self.slug, asked.session_id.removeprefix("session_"))
         if job is None or job.output is not None or job.phase() is not Phase.SUCCEEDED:
             raise Refusal(Why.INVALID, f"unknown session_id: {asked.session_id}")
-        if asked.face_id != _FACE and not asked.face_id.startswith("sandbox-"):
+        if asked.face_id not in _face_ids(job):
             raise Refusal(Why.INVALID, f"unknown face_id: {asked.face_id}")
 
     async def _status(self, request: Request) -> Response:
@@ -167,5 +165,12 @@ def _result(job: Job) -> dict[str, object]:
 
 
 def _faces(job: Job) -> dict[str, object]:
-    face = {"face_id": _FACE, "face_reference": f"{job.base}/media/input/face.jpg"}
-    return {"session_id": f"session_{job.id}", "face_list": [face]}
+    reference = f"{job.base}/media/input/face.jpg"
+    faces = [{"face_id": face_id, "face_reference": reference} for face_id in _face_ids(job)]
+    return {"session_id": f"session_{job.id}", "face_list": faces}
+
+
+def _face_ids(job: Job) -> list[str]:
+    """One face in every video, unless `faces` asked for another number."""
+    asked = job.faults.get("faces")
+    return [f"face_{number:03d}" for number in range(1, 2 if asked is None else int(asked) + 1)]

@@ -17,14 +17,19 @@ from sandbox.media.routes import routes as media_routes
 from sandbox.world import World
 
 
-def create_app(seconds: float = 2.0, speed: float = 1.0) -> Starlette:
-    """All vendors, each at `/{slug}`. `seconds` is how long a job takes, `speed` divides the waits between retries.
+def create_app(seconds: float, speed: float, chanjing_submits: tuple[int, float]) -> Starlette:
+    """All vendors, each at `/{slug}`.
+
+    Args:
+        seconds: How long a job takes.
+        speed: Divides the waits between retries.
+        chanjing_submits: So many submissions in so many seconds are all that Chanjing takes.
 
     The application's `state.world` is its World: whoever runs the server calls `world.stop()` before it waits for open
     connections.
     """
     world = World(seconds, speed)
-    vendors = [LipsyncStudio(world), Kitta(world), Chanjing(world), Apimodels(world)]
+    vendors = [LipsyncStudio(world), Kitta(world), Chanjing(world, chanjing_submits), Apimodels(world)]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

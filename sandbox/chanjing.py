@@ -88,8 +88,9 @@ _STATUSES: Final = {
 class Chanjing(Vendor):
     slug = "chanjing"
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, submits: tuple[int, float]) -> None:
         super().__init__(world)
+        self._submits = submits
         self._tokens: dict[str, tuple[str, float]] = {}  # app_id → its one token and when that dies
         world.on_reset.append(self._forget)
         self._forget()
@@ -97,7 +98,7 @@ class Chanjing(Vendor):
     def _forget(self) -> None:
         """Files and limits begin anew. Tokens stay: whoever holds one has done nothing to lose it."""
         self._files = Files()
-        self._creates = Window(10, 60)
+        self._creates = Window(*self._submits)
         self._details = Window(10, 1)
         self._lists = Window(10, 1)
 

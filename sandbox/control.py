@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sandbox.faults import WORDS, Faults, UnknownFault, parse
-from sandbox.jobs import Attempt, Job, Phase, iso
+from sandbox.jobs import Attempt, Job, Phase
 from sandbox.media import files
 from sandbox.vendor import Vendor
 from sandbox.world import World
@@ -108,8 +108,8 @@ def _job(job: Job) -> dict[str, object]:
         "id": job.id,
         "status": phase,
         "model": job.model,
-        "submitted_at": iso(job.submitted_at),
-        "finished_at": iso(job.finished_at) if over else None,
+        "submitted_at": job.submitted_at,
+        "finished_at": job.finished_at if over else None,
         "callback_url": job.callback_url,
         "callbacks": [_attempt(attempt) for attempt in job.callbacks],
         "status_calls": job.status_calls,
@@ -134,7 +134,7 @@ def _output(job: Job) -> dict[str, object] | None:
 
 def _attempt(attempt: Attempt) -> dict[str, object]:
     return {
-        "at": iso(attempt.at),
+        "at": attempt.at,
         "kind": attempt.kind,
         "http_status": attempt.http_status,
         "error": attempt.error,

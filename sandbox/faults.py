@@ -28,14 +28,17 @@ JOB_WORDS: Final = frozenset(
         "download_500",
         "download_broken",
         "download_slow",
+        "faces",
         "job_failed",
         "job_stuck",
         "link_dead",
         "link_expired",
         "no_face",
         "seconds",
+        "submit_500",
         "submit_hangs",
         "submit_lost",
+        "submit_refused",
         "unknown_status",
     }
 )
@@ -43,8 +46,9 @@ JOB_WORDS: Final = frozenset(
 VENDOR_WORDS: Final = frozenset({"vendor_500", "vendor_down", "vendor_garbage", "vendor_hangs", "vendor_rate_limited"})
 WORDS: Final = JOB_WORDS | VENDOR_WORDS
 
-#: Words that take a number of seconds (`callback_late:3`); `seconds` is nothing without one.
-_NUMBERED: Final = frozenset({"callback_late", "download_slow", "seconds", "unknown_status"})
+#: Words that are nothing without a number, and all that may have one (`callback_late:3`): of seconds, or of faces.
+_NEEDS_NUMBER: Final = frozenset({"faces", "seconds"})
+_NUMBERED: Final = _NEEDS_NUMBER | {"callback_late", "download_slow", "unknown_status"}
 
 # As a parameter of any URL (or of an id that looks like one), or as a literal in any text. The literal needs a letter
 # behind its colon: a host called `sandbox` may have a port.
@@ -57,15 +61,15 @@ class UnknownFault(ValueError):
 
 
 def parse(words: Iterable[str]) -> Faults:
-    """The faults in `words`, each `word` or `word:seconds`. Raises `UnknownFault`."""
+    """The faults in `words`, each `word` or `word:number`. Raises `UnknownFault`."""
     found: Faults = {}
     for text in words:
         match = _ONE.fullmatch(text)
         if match is None or match["word"] not in WORDS:
             raise UnknownFault(f"unknown sandbox fault {text!r}; the words are: {', '.join(sorted(WORDS))}")
         word, number = match["word"], match["number"]
-        if (number and word not in _NUMBERED) or (word == "seconds" and not number):
-            raise UnknownFault(f"sandbox fault {text!r}: {'needs' if word == 'seconds' else 'takes no'} number")
+        if (number and word not in _NUMBERED) or (word in _NEEDS_NUMBER and not number):
+            raise UnknownFault(f"sandbox fault {text!r}: {'needs a' if word in _NEEDS_NUMBER else 'takes no'} number")
         found[word] = float(number) if number else None
     return found
 

@@ -132,7 +132,10 @@ class Vendor(ABC):
         makes_media: bool = True,
         more: Faults | None = None,
     ) -> Job:
-        """Begin a job with the faults that were asked for, `more` included, and see to its callbacks."""
+        """Begin a job with the faults that were asked for, `more` included, and see to its callbacks.
+
+        Raises `Refusal` where one of them is that there is to be no job.
+        """
         try:
             asked = asked_in(body)
         except UnknownFault as unknown:
@@ -140,6 +143,8 @@ class Vendor(ABC):
         if outages := asked.keys() & VENDOR_WORDS:
             raise Refusal(Why.INVALID, f"sandbox fault {min(outages)!r} hits a whole vendor: POST /_sandbox/faults")
         faults = {**self.world.board.for_submission(self.slug), **(more or {}), **asked}
+        if "submit_refused" in faults:
+            raise Refusal(Why.INVALID, "the video could not be read")
         seconds = faults.get("seconds")
         job = Job(
             vendor=self.slug,
@@ -162,6 +167,8 @@ class Vendor(ABC):
             return Hang(self.world.stopping)
         if "submit_lost" in job.faults:
             return Transfer(bytes(answer.body), self.world.stopping, cut_at=0)
+        if "submit_500" in job.faults:
+            return HTMLResponse("<html></html>", 500)
         return answer
 
     def _outage(self, word: str) -> Response:

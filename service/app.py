@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api import callbacks, health, jobs, quarantine, vendors
+from service.api import callbacks, costs, health, jobs, quarantine, vendors
 from service.api.auth import BearerKeys
 from service.api.problems import ApiError, on_error
 from service.deployment import Deployment, configured
@@ -31,7 +31,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
 
     api = Mount(
         "/v1",
-        routes=[*jobs.routes(deployment), *quarantine.routes(deployment), *vendors.routes(deployment)],
+        routes=[route for part in (jobs, costs, quarantine, vendors) for route in part.routes(deployment)],
         middleware=[Middleware(BearerKeys, api_keys=deployment.settings.api_keys)],
     )
     router = Starlette(

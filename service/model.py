@@ -70,6 +70,8 @@ class Problem(StrEnum):
     OTHER_JOB = "other_job"  # came by one job's URL and names another of the vendor's jobs
     VENDOR_ERROR = "vendor_error"  # the vendor, asked about this job, answers with an error of its own
     UNKNOWN_JOB = "unknown_job"  # the vendor, asked, does not know the id
+    NO_ANSWER = "no_answer"  # a job was sent to the vendor, and nobody knows what became of it
+    NOT_SENT = "not_sent"  # an attempt to prepare or send a job did not succeed; nothing was ordered
     NOT_STORED = "not_stored"  # an attempt to bring the result home did not succeed
 
 
@@ -105,6 +107,13 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     unit: str  #: the vendor's own: `credits`, `beans`, `USD`
 
 
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """At most `requests` in any window of `seconds`, over all processes."""
+
+    requests: int
+    seconds: float
+
+
 class Observation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One fact about a job. `None` means that the fact says nothing about that field."""
 
@@ -128,6 +137,15 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     detail: str | None = None  #: one sentence for people: the unknown word, the refusal, the reason
 
 
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job asks of its vendor, as it was accepted."""
+
+    model: str
+    input: dict[str, object]
+    vendor_input: dict[str, object]
+    step: str | None = None  #: the model of the vendor's job that has to be done before
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One unit of a vendor's work that we track: the JSON of the API and of every event."""
 
@@ -148,6 +166,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime | None = None
     completed_at: datetime | None = None
     stored_at: datetime | None = None
+    scheduled_at: datetime | None = None  #: while it is `pending`: about when it is sent to the vendor
     expires_at: datetime | None = None  #: when the job, still without a verdict, becomes `expired`
 
 

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from service.model import Limit
+
 
 class VendorNeeds(Protocol):
     """What the settings have to know about a vendor."""
@@ -19,6 +21,8 @@ class VendorNeeds(Protocol):
     def BASE_URL(self) -> str: ...
     @property
     def CREDENTIALS(self) -> tuple[tuple[str, ...], ...]: ...
+    @property
+    def LIMITS(self) -> Mapping[str, Limit]: ...
 
 
 class SettingsError(Exception):
@@ -36,6 +40,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     base_url: str
     credentials: dict[str, str]  #: by the name of the setting; empty where no set is complete
     wanted: str  #: which settings would make it complete, for people
+    limits: dict[str, Limit]  #: how often it may be called, by kind of call: `read`, perhaps `submit` and `upload`
 
     @property
     def complete(self) -> bool:
@@ -62,10 +67,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_concurrency: int = 32  #: tasks in flight in one worker process
     log_format: str = "auto"  #: `json`, `console`, or `auto`: console on a terminal, else json
 
-    @property
-    def archive_queue(self) -> str:
-        """The RQ queue of the tasks that bring results home."""
-        return f"{self.key_prefix}-archive"
+    def queue(self, task: str) -> str:
+        """The RQ queue of a task."""
+        return f"{self.key_prefix}-{task}"
 
 
 def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = None) -> Settings:
@@ -180,11 +184,41 @@ class _Reader:
         name = f"{vendor.SLUG.upper()}_BASE_URL"
         base_url = self.url(name, ("http", "https")) if self._get(name) else vendor.BASE_URL
         wanted = " or ".join(" + ".join(names) for names in vendor.CREDENTIALS)
+        credentials: dict[str, str] = {}
         for names in vendor.CREDENTIALS:
             values = {name: self._get(name) for name in names}
             if all(values.values()):
-                return Account(vendor=vendor.SLUG, base_url=base_url.rstrip("/"), credentials=values, wanted=wanted)
+                credentials = values
+                break
             if any(values.values()):
                 missing = ", ".join(name for name, value in values.items() if not value)
                 self.problems.append(f"{missing} is missing: {vendor.SLUG} needs {wanted}")
-        return Account(vendor=vendor.SLUG, base_url=base_url.rstrip("/"), credentials={}, wanted=wanted)
+        return Account(
+            vendor=vendor.SLUG,
+            base_url=base_url.rstrip("/"),
+            credentials=credentials,
+            wanted=wanted,
+            limits=self.limits(vendor),
+        )
+
+    def limits(self, vendor: VendorNeeds) -> dict[str, Limit]:
+        """The vendor's own, each unless a setting says otherwise; submissions may be limited everywhere."""
+        found = dict(vendor.LIMITS)
+        for kind in dict.fromkeys(("read", "submit", *vendor.LIMITS)):
+            name = f"{vendor.SLUG.upper()}_{kind.upper()}_LIMIT"
+            value = self._get(name)
+            limit = _limit(value)
+            if limit is not None:
+                found[kind] = limit
+            elif value:
+                self.problems.append(f"{name} is {value[:20]!r}: set it to requests/seconds, as in 10/60")
+        return found
+
+
+def _limit(value: str) -> Limit | None:
+    requests, _, seconds = value.partition("/")
+    try:
+        limit = Limit(requests=int(requests), seconds=float(seconds))
+    except ValueError:
+        return None
+    return limit if 1 <= limit.requests < 2**53 and 0 < limit.seconds <= 86_400 else None

@@ -523,6 +523,7 @@ def test_a_timeline_has_every_fact_in_order_and_whether_it_counted(web: Web) -> 
         Observation(source=Source.ARCHIVE, problem=Problem.NOT_STORED, detail="attempt 1: the link answers 500"),
         vendor="apimodels",
         job_id=job["id"],
+        task="archive",
         retry_in=2,
     )
     web.api.post(f"/v1/jobs/{job['id']}/refresh")
@@ -694,13 +695,13 @@ def test_a_refresh_lets_a_failed_archive_try_again(web: Web) -> None:
     ):
         web.record(fact, vendor="apimodels", job_id=job["id"])
     assert [web.job(job["id"])[name] for name in ("status", "archive")] == ["succeeded", "failed"]
-    web.redis.delete(f"rq:queue:{web.settings.archive_queue}")
+    web.redis.delete(f"rq:queue:{web.settings.queue('archive')}")
 
     answer = web.api.post(f"/v1/jobs/{job['id']}/refresh")
     assert answer.status_code == 202
     assert [answer.json()[name] for name in ("status", "archive")] == ["succeeded", "waiting"]
     assert web.is_due(job)
-    assert web.redis.lrange(f"rq:queue:{web.settings.archive_queue}", 0, -1) == [f"archive-{job['id']}".encode()]
+    assert web.redis.lrange(f"rq:queue:{web.settings.queue('archive')}", 0, -1) == [f"archive-{job['id']}".encode()]
 
 
 # -- quarantine ---------------------------------------------------------------------------------------

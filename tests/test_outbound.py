@@ -259,7 +259,7 @@ async def test_a_certificate_is_asked_for_by_name_and_verified(
         await open_client.get(f"https://localhost:{listener.port}/")
     assert listener.first_bytes[:1] == b"\x16"  # a TLS handshake
     assert b"localhost" in listener.first_bytes  # SNI: the name, although the address was pinned
-    transport = outbound.GuardedTransport(allow_private_networks=False, connections=1)
+    transport = outbound.GuardedTransport(allow_private_networks=False, connections=1, reuse=True)
     assert transport.ssl_context.check_hostname
     assert transport.ssl_context.verify_mode is ssl.CERT_REQUIRED
 

@@ -705,14 +705,14 @@ def test_a_running_poller_expires_polls_and_sweeps(
     lost = desk.track("lipsync_studio", sandbox.finished("lipsync_studio", "callback_lost"))
     desk.make_due("polls", "lipsync_studio")
     stored_by_nobody = desk.made("http://127.0.0.1/a")
-    desk.redis.delete(f"rq:queue:{settings.archive_queue}", f"rq:job:archive-{stored_by_nobody}")  # RQ has lost it
+    desk.redis.delete(f"rq:queue:{settings.queue('archive')}", f"rq:job:archive-{stored_by_nobody}")  # RQ has lost it
     desk.make_due("tasks")
     poller = pollers.start(settings)
     poller.wait_until(lambda: desk.job(late).status is Status.EXPIRED, "the deadline")
     poller.wait_until(lambda: desk.job(lost).status is Status.SUCCEEDED, "the verdict")
-    queue = f"rq:queue:{settings.archive_queue}"
+    queue = f"rq:queue:{settings.queue('archive')}"
     poller.wait_until(lambda: desk.redis.llen(queue) == 2, "both tasks in the queue")
-    due_in = desk.due_in(stored_by_nobody, "tasks")
+    due_in = desk.due_in(f"archive-{stored_by_nobody}", "tasks")
     assert due_in is not None
     assert due_in > 30
     assert "Traceback" not in poller.output()

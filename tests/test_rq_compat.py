@@ -70,7 +70,7 @@ def enqueued_by_rq(redis: Redis, job_id: str) -> RQJob:
     """The same task, by RQ's own call with the same arguments."""
     queue = Queue(QUEUE, connection=redis, serializer=JSONSerializer)
     return queue.enqueue_call(
-        tasks.ARCHIVE_TASK,
+        tasks.PATHS[tasks.ARCHIVE],
         args=(job_id,),
         timeout=6 * 3600,
         result_ttl=300,
@@ -119,7 +119,7 @@ async def test_the_times_of_a_pushed_task_are_redis_clock_in_rqs_format(deployme
 async def test_rq_reads_a_pushed_task_as_it_reads_its_own(deployment: Deployment, redis: Redis) -> None:
     job_id = await succeeded(deployment)
     job = RQJob.fetch(rq_id(job_id), connection=redis, serializer=JSONSerializer)
-    assert (job.func_name, job.args, job.kwargs) == (tasks.ARCHIVE_TASK, [job_id], {})
+    assert (job.func_name, job.args, job.kwargs) == (tasks.PATHS[tasks.ARCHIVE], [job_id], {})
     assert (job.get_status(), job.timeout, job.origin) == (JobStatus.QUEUED, 6 * 3600, QUEUE)
     queue = Queue(QUEUE, connection=redis, serializer=JSONSerializer)
     assert queue.job_ids == [job.id]
@@ -203,12 +203,12 @@ async def test_an_unchanged_rq_worker_runs_a_pushed_task_to_its_end(
 
 def due(redis: Redis, *job_ids: str) -> None:
     """Their patience is over."""
-    redis.zadd("callsheet:tasks", dict.fromkeys(job_ids, 1))
+    redis.zadd("callsheet:tasks", dict.fromkeys(map(rq_id, job_ids), 1))
 
 
 def patience(redis: Redis, job_id: str) -> float | None:
     """Seconds until the sweep looks at the task; None where it never does."""
-    score = redis.zscore("callsheet:tasks", job_id)
+    score = redis.zscore("callsheet:tasks", rq_id(job_id))
     seconds, micros = redis.time()
     return None if score is None else score / 1000 - seconds - micros / 1e6
 
@@ -288,9 +288,9 @@ async def test_the_sweep_drops_what_is_done_or_has_no_job(deployment: Deployment
 async def test_the_sweep_does_not_touch_what_is_due_later(deployment: Deployment, redis: Redis) -> None:
     job_id = await succeeded(deployment)
     forgotten(redis, job_id)
-    before = redis.zscore("callsheet:tasks", job_id)
+    before = redis.zscore("callsheet:tasks", rq_id(job_id))
     assert await deployment.store.sweep(10) == 0
-    assert redis.zscore("callsheet:tasks", job_id) == before
+    assert redis.zscore("callsheet:tasks", rq_id(job_id)) == before
     assert line(redis) == []
 
 
@@ -298,7 +298,7 @@ async def test_a_sign_of_life_keeps_the_sweep_away(deployment: Deployment, redis
     job_id = await succeeded(deployment)
     begun(redis, job_id)
     due(redis, job_id)
-    await deployment.store.alive(job_id, 30)
+    await deployment.store.alive(rq_id(job_id), 30)
     assert await deployment.store.sweep(10) == 0
     assert 25 < (patience(redis, job_id) or 0) <= 30
 
@@ -307,7 +307,7 @@ async def test_a_sign_of_life_does_not_bring_back_what_is_done(deployment: Deplo
     job_id = await succeeded(deployment)
     seen = Observation(source=Source.ARCHIVE, archive=Archive.FAILED)
     await deployment.tracker.record(seen, vendor="kitta", job_id=job_id)
-    await deployment.store.alive(job_id, 30)
+    await deployment.store.alive(rq_id(job_id), 30)
     assert patience(redis, job_id) is None
 
 
@@ -317,7 +317,7 @@ async def test_the_sweep_takes_no_more_than_it_may_and_the_longest_due_first(
     jobs = [await succeeded(deployment) for _ in range(5)]
     for number, job_id in enumerate(jobs):
         forgotten(redis, job_id)
-        redis.zadd("callsheet:tasks", {job_id: 5 - number})
+        redis.zadd("callsheet:tasks", {rq_id(job_id): 5 - number})
     assert [await deployment.store.sweep(2) for _ in range(4)] == [2, 2, 1, 0]
     assert line(redis) == [rq_id(job_id) for job_id in reversed(jobs)]
 

@@ -19,7 +19,7 @@ TABLE: Final = {
     Witness.ASKED: """
                   pending unconfirmed queued processing succeeded failed cancelled expired
       pending        =         +         +        +         +        +       +        +
-      unconfirmed    .         =         +        +         +        +       +        +
+      unconfirmed    +         =         +        +         +        +       +        +
       queued         .         .         =        +         +        +       +        +
       processing     .         .         .        =         +        +       +        +
       succeeded      .         .         .        .         =        +       +        .
@@ -52,7 +52,7 @@ TABLE: Final = {
     Witness.OWN: """
                   pending unconfirmed queued processing succeeded failed cancelled expired
       pending        =         +         +        +         +        +       +        +
-      unconfirmed    .         =         +        +         +        +       +        +
+      unconfirmed    +         =         +        +         +        +       +        +
       queued         .         .         =        +         +        +       +        +
       processing     .         .         .        =         +        +       +        +
       succeeded      .         .         .        .         =        .       .        .
@@ -160,8 +160,9 @@ def applied() -> set[Cell]:
     return {cell for cell, decision in CELLS.items() if decision is Decision.APPLY}
 
 
-def test_a_status_never_falls_in_rank() -> None:
-    assert all(rules.RANK[observed] >= rules.RANK[current] for _, current, observed in applied())
+def test_a_status_falls_in_rank_only_where_it_is_certain_that_the_vendor_has_not_taken_the_job() -> None:
+    falls = {cell for cell in applied() if rules.RANK[cell[2]] < rules.RANK[cell[1]]}
+    assert falls == {(by, Status.UNCONFIRMED, Status.PENDING) for by in (Witness.ASKED, Witness.OWN)}
 
 
 def test_a_verdict_is_overruled_only_by_another_verdict_of_the_asked_vendor() -> None:

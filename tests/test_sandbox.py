@@ -27,6 +27,7 @@ import pytest
 
 from sandbox.faults import WORDS
 from tests.support.processes import ROOT, Process, eventually
+from tests.support.sandbox import sandbox_process
 
 MANUAL = (ROOT / "docs" / "sandbox.md").read_text()
 LISTENING = re.compile(r"sandbox listening on (http://127\.0\.0\.1:\d+)\n")
@@ -728,7 +729,8 @@ def test_apimodels_refuses_a_face_that_the_session_does_not_have(api: httpx.Clie
     faces = finished(api, "apimodels", id)["data"]["faceData"]
     body = BODIES["apimodels"] | {"session_id": faces["session_id"]}
     assert api.post(APIMODELS, json=body, headers=BEARER).status_code == 200
-    assert_refused("apimodels", api.post(APIMODELS, json=body | {"face_id": "face_002"}, headers=BEARER), 400, 0)
+    for face in ("face_002", "face_000", "sandbox-face"):
+        assert_refused("apimodels", api.post(APIMODELS, json=body | {"face_id": face}, headers=BEARER), 400, 0)
 
 
 def mint(api: httpx.Client, app_id: str, secret_key: str = "s") -> Any:
@@ -761,6 +763,29 @@ def test_chanjing_takes_ten_creates_a_minute_and_ten_reads_a_second(api: httpx.C
     assert codes == [0] * 10 + [40001]
     assert api.post(LIST, json={}, headers=TOKEN).json()["code"] == 0
     eventually(lambda: api.get(DETAIL, params={"id": id}, headers=TOKEN).json()["code"] == 0)
+
+
+def test_chanjing_takes_as_many_creates_as_it_is_told_to(tmp_path: Path) -> None:
+    with sandbox_process(tmp_path, "--chanjing-submits", "2/1") as sandbox:
+
+        def create() -> Any:
+            return sandbox.http.post(CREATE, json=BODIES["chanjing"], headers=TOKEN)
+
+        assert [create().json()["code"] for _ in range(2)] == [0, 0]
+        assert_refused("chanjing", create(), 429, 40001)
+        eventually(lambda: create().json()["code"] == 0)
+        third, _, first = (job["submitted_at"] for job in sandbox.jobs("chanjing"))
+        assert third - first > 0.9
+        sandbox.reset()
+        assert [create().json()["code"] for _ in range(3)] == [0, 0, 40001]
+
+
+@pytest.mark.parametrize("rate", ["10", "0/60", "10/", "10/60/1", "ten/60", "-1/60", "10/-60"])
+def test_a_rate_that_is_none_is_no_option(rate: str) -> None:
+    command = [sys.executable, "-m", "sandbox", "--port", "0", "--chanjing-submits", rate]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, cwd=ROOT)
+    assert ran.returncode == 2
+    assert "REQUESTS/SECONDS" in ran.stderr
 
 
 # -- media --------------------------------------------------------------------------------------------
@@ -828,20 +853,33 @@ def test_files_without_a_good_link_are_not_served(api: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("face.mp4", "video/mp4"), ("face.png", "image/png"), ("voice.mp3", "audio/mpeg")]
+    ("name", "kind"),
+    [
+        ("face.mp4", "video/mp4"),
+        ("face.png", "image/png"),
+        ("face.jpg", "image/jpeg"),
+        ("voice.mp3", "audio/mpeg"),
+    ],
 )
-def test_inputs_are_there_to_submit(api: httpx.Client, name: str, kind: str) -> None:
-    answer = api.get(f"/media/input/{name}")
-    assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
-    assert len(answer.content) > 1000
-    assert int(api.head(f"/media/input/{name}").headers["content-length"]) == len(answer.content)
+@pytest.mark.parametrize("query", ["", "?sandbox=callback_lost"])
+def test_inputs_are_there_to_submit(api: httpx.Client, name: str, kind: str, query: str) -> None:
+    got, head = (api.request(method, f"/media/input/{name}{query}") for method in ("GET", "HEAD"))
+    assert len(got.content) > 1000
+    for answer in (got, head):
+        assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+        assert int(answer.headers["content-length"]) == len(got.content)
 
 
 def test_fault_words_survive_an_upload(api: httpx.Client) -> None:
-    content = api.get("/media/input/face.mp4", params={"sandbox": "job_failed,seconds:0"}).content
-    video = upload(api, "lip_sync_video", "face.mp4", content)
-    id = api.post(CREATE, json=BODIES["chanjing"] | {"video_file_id": video}, headers=TOKEN).json()["data"]
-    assert entry(api, "chanjing", id)["faults"] == ["job_failed", "seconds:0"]
+    def fetched(name: str, faults: str) -> bytes:
+        return api.get(f"/media/input/{name}", params={"sandbox": faults}).content
+
+    files = {
+        "video_file_id": upload(api, "lip_sync_video", "face.mp4", fetched("face.mp4", "job_failed,seconds:0")),
+        "audio_file_id": upload(api, "lip_sync_audio", "voice.mp3", fetched("voice.mp3", "callback_late:2.5")),
+    }
+    id = api.post(CREATE, json=files | {"audio_type": "audio"}, headers=TOKEN).json()["data"]
+    assert entry(api, "chanjing", id)["faults"] == ["job_failed", "seconds:0", "callback_late:2.5"]
     assert ask(api, "chanjing", id)["data"]["status"] == 30
 
 
@@ -849,7 +887,7 @@ def test_fault_words_survive_an_upload(api: httpx.Client) -> None:
 
 
 def test_the_ledger_tells_what_happened(api: httpx.Client, receiver: Receiver) -> None:
-    url = receiver.fresh()
+    url, began = receiver.fresh(), time.time()
     id = submit(api, "apimodels", callback=url, faults="seconds:0.5")
     submit(api, "apimodels")
     [before] = api.get("/_sandbox/jobs", params={"callback_url": url}).json()["data"]
@@ -861,7 +899,8 @@ def test_the_ledger_tells_what_happened(api: httpx.Client, receiver: Receiver) -
     assert job["request"] == body_of("apimodels", callback=url, faults="seconds:0.5")
     assert (job["vendor"], job["id"], job["model"]) == ("apimodels", id, "kling-advanced-lip-sync")
     assert (job["status"], job["status_calls"], job["list_calls"]) == ("succeeded", 1, 0)
-    assert job["submitted_at"] < job["finished_at"] <= job["callbacks"][0]["at"]
+    assert began < job["submitted_at"] < began + 1
+    assert job["submitted_at"] + 0.5 == job["finished_at"] <= job["callbacks"][0]["at"]
     assert api.get("/_sandbox/jobs", params={"vendor": "kitta"}).json() == {"data": []}
     submit(api, "kitta", faults="seconds:0")
     api.get(KITTA, headers=BEARER)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.test_sandbox import (
     SPEED,
     TOKEN,
     TTS,
+    VIDEO,
     Receiver,
     api,
     ask,
@@ -38,6 +40,7 @@ from tests.test_sandbox import (
     entry,
     finished,
     headers,
+    job_id,
     kinds,
     link,
     order,
@@ -248,15 +251,46 @@ def test_download_slow(api: httpx.Client, faults: str, seconds: float) -> None:
 @pytest.mark.parametrize("vendor", PATHS)
 @pytest.mark.parametrize(
     ("word", "problem", "timeout"),
-    [("submit_lost", httpx.RemoteProtocolError, 5), ("submit_hangs", httpx.ReadTimeout, 0.3)],
+    [("submit_lost", httpx.RemoteProtocolError, 5), ("submit_hangs", httpx.ReadTimeout, 0.3), ("submit_500", None, 5)],
 )
-def test_a_submission_without_an_answer_is_a_job_all_the_same(
-    api: httpx.Client, vendor: str, word: str, problem: type[Exception], timeout: float
+def test_a_submission_without_a_good_answer_is_a_job_all_the_same(
+    api: httpx.Client, receiver: Receiver, vendor: str, word: str, problem: type[Exception] | None, timeout: float
 ) -> None:
-    with pytest.raises(problem):
-        api.post(PATHS[vendor], json=body_of(vendor, faults=word), headers=headers(vendor), timeout=timeout)
+    url = receiver.fresh() if vendor in CALLING else None
+    body = body_of(vendor, callback=url, faults=word)
+    with pytest.raises(problem) if problem else nullcontext():
+        answer = api.post(PATHS[vendor], json=body, headers=headers(vendor), timeout=timeout)
+        assert (answer.status_code, answer.headers["content-type"]) == (500, "text/html; charset=utf-8")
     [job] = api.get("/_sandbox/jobs").json()["data"]
     assert link(vendor, finished(api, vendor, job["id"]))
+    assert url is None or settled(api, vendor, job["id"], 1) == [("verdict", 200)]
+    assert api.get("/_sandbox/calls").json()["data"][vendor]["submit"] == 1
+
+
+@pytest.mark.parametrize("vendor", PATHS)
+def test_submit_refused(api: httpx.Client, vendor: str) -> None:
+    order(api, "submit_refused", vendor=vendor, count=1)
+    assert_refused(vendor, api.post(PATHS[vendor], json=BODIES[vendor], headers=headers(vendor)), 400, 40000)
+    assert api.get("/_sandbox/jobs").json() == {"data": []}
+    assert api.get("/_sandbox/calls").json() == {"data": {vendor: {"refused": 1}}}
+    submit(api, vendor)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_faces(api: httpx.Client, receiver: Receiver, count: int) -> None:
+    """Each can be synced in its session; what the session does not have cannot."""
+    url = receiver.fresh()
+    body = {"model": "kling-identify-face", "video_url": f"{VIDEO}?sandbox=faces:{count}", "callback_url": url}
+    id = job_id("apimodels", api.post(APIMODELS, json=body, headers=BEARER).json())
+    found = finished(api, "apimodels", id)["data"]["faceData"]
+    [callback] = eventually(lambda: receiver.got(url))
+    assert (callback.json["data"]["state"], json.loads(callback.json["data"]["resultJson"])) == ("completed", found)
+    faces = [f"face_00{number}" for number in range(1, count + 1)]
+    assert [face.keys() for face in found["face_list"]] == [{"face_id", "face_reference"}] * count
+    assert [face["face_id"] for face in found["face_list"]] == faces
+    body = BODIES["apimodels"] | {"session_id": found["session_id"]}
+    answers = [api.post(APIMODELS, json=body | {"face_id": f"face_00{n}"}, headers=BEARER) for n in range(1, count + 2)]
+    assert [answer.status_code for answer in answers] == [200] * count + [400]
 
 
 # -- ordered faults ---------------------------------------------------------------------------------------
@@ -326,6 +360,7 @@ def test_vendor_hangs_for_so_many_calls(api: httpx.Client) -> None:
     [
         {"faults": ["calback_lost"]},
         {"faults": ["seconds"]},
+        {"faults": ["faces"]},
         {"faults": ["job_failed:3"]},
         {"faults": []},
         {"faults": "callback_lost"},

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pytest
 
+from service.model import Limit
 from service.settings import Settings, SettingsError, load
 from service.vendors import VENDORS
 
@@ -39,7 +40,8 @@ def test_what_is_not_said_has_a_default() -> None:
     assert made.secret_keys == ("first-secret-key-of-32-characters!", "second-secret-key-of-32-characters")
     assert made.api_keys == {"studio": "key-of-the-studio", "shop": "key-of-the-shop"}
     assert (made.redis_tls_verify, made.allow_private_networks, made.log_format) == (True, False, "auto")
-    assert (made.key_prefix, made.archive_queue) == ("callsheet", "callsheet-archive")
+    assert (made.key_prefix, made.queue("archive")) == ("callsheet", "callsheet-archive")
+    assert read(KEY_PREFIX="studio").queue("archive") == "studio-archive"
     assert (made.job_deadline, made.poll_grace, made.worker_concurrency) == (86_400, None, 32)
     assert (made.max_callback_bytes, made.max_output_bytes) == (16 * 2**20, 5 * 2**30)
     assert set(made.accounts) == set(VENDORS)
@@ -59,7 +61,6 @@ def test_what_is_not_said_has_a_default() -> None:
         ("PUBLIC_URL", "https://callsheet.example/", "public_url", "https://callsheet.example"),
         ("PUBLIC_URL", "  http://127.0.0.1:8000  ", "public_url", "http://127.0.0.1:8000"),
         ("KEY_PREFIX", "studio-2_a.b", "key_prefix", "studio-2_a.b"),
-        ("KEY_PREFIX", "studio", "archive_queue", "studio-archive"),
         ("ALLOW_PRIVATE_NETWORKS", "1", "allow_private_networks", True),
         ("ALLOW_PRIVATE_NETWORKS", "False", "allow_private_networks", False),
         ("JOB_DEADLINE_SECONDS", "60", "job_deadline", 60),
@@ -143,6 +144,9 @@ UNUSABLE: Final = [
     ("LOG_FORMAT", "xml"),
     ("KITTA_BASE_URL", "kitta.example"),
     ("KITTA_BASE_URL", "ftp://kitta.example"),
+    *[("KITTA_READ_LIMIT", value) for value in ("10", "10/", "/60", "0/60", "-1/60", "1.5/60", "10/0", "10/-1")],
+    *[("KITTA_SUBMIT_LIMIT", value) for value in ("ten/60", "10/60/60", "10/nan", "10/inf", "10/86401", "10 60")],
+    ("CHANJING_UPLOAD_LIMIT", f"{2**53}/60"),
 ]
 
 
@@ -201,6 +205,30 @@ def test_an_account_says_what_would_make_it_complete(slug: str) -> None:
 def test_a_vendor_is_reached_where_its_base_url_says(slug: str) -> None:
     made = read(**{f"{slug.upper()}_BASE_URL": "http://127.0.0.1:9000/sandbox/"})
     assert made.accounts[slug].base_url == "http://127.0.0.1:9000/sandbox"
+
+
+# -- limits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slug", sorted(VENDORS))
+def test_a_vendor_is_called_as_often_as_it_says_or_as_a_setting_says(slug: str) -> None:
+    own = VENDORS[slug].LIMITS
+    assert read().accounts[slug].limits == own
+    for kind in {"read", "submit", *own}:
+        made = read(**{f"{slug.upper()}_{kind.upper()}_LIMIT": " 7 / 2.5 "})
+        assert made.accounts[slug].limits == {**own, kind: Limit(requests=7, seconds=2.5)}
+        assert all(made.accounts[other].limits == VENDORS[other].LIMITS for other in VENDORS if other != slug)
+
+
+def test_uploads_are_limited_only_where_the_vendor_has_them() -> None:
+    made = read(KITTA_UPLOAD_LIMIT="1/86400", CHANJING_UPLOAD_LIMIT="1/86400")
+    assert "upload" not in made.accounts["kitta"].limits
+    assert made.accounts["chanjing"].limits["upload"] == Limit(requests=1, seconds=86_400)
+
+
+@pytest.mark.parametrize(("name", "value"), [case for case in UNUSABLE if case[0].endswith("_LIMIT")])
+def test_a_limit_that_cannot_be_used_is_answered_with_one_that_can(name: str, value: str) -> None:
+    assert problems(**{name: value}) == [f"{name} is {value!r}: set it to requests/seconds, as in 10/60"]
 
 
 # -- secrets ---------------------------------------------------------------------------------------------

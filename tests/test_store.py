@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from service.deployment import Deployment, opened
+from service.jobs.scripts import Line
 from service.jobs.store import Store
 from service.model import Archive, Job, Observation, Output, Problem, Source, Status, new_id
 from tests.support.deployment import settings
@@ -351,7 +352,7 @@ async def test_no_window_holds_more_calls_than_are_allowed_however_many_want_one
     calls: list[int] = []
 
     async def take() -> bool:
-        wait = await deployment.store.take_turn("kitta", "read", allowed, window_ms)
+        wait = await deployment.store.take_turn("kitta", "read", Line(allowed, window_ms))
         assert 0 <= wait <= (window_ms + 1) / 1000
         return wait == 0
 
@@ -382,18 +383,18 @@ async def test_a_turn_comes_when_the_oldest_of_the_last_calls_leaves_the_window(
     now = await deployment.store.now_ms()
     if ages_ms:
         await deployment.redis.rpush("callsheet:calls:kitta:read", *(str(now - age) for age in ages_ms))
-    wait = await deployment.store.take_turn("kitta", "read", 3, 10_000)
+    wait = await deployment.store.take_turn("kitta", "read", Line(3, 10_000))
     assert wait == 0 if expected == 0 else expected - 0.5 < wait <= expected + 0.001
 
 
 async def test_turns_are_counted_by_vendor_and_kind(store: Store) -> None:
     for vendor, kind in (("kitta", "read"), ("kitta", "submit"), ("chanjing", "read")):
-        assert await store.take_turn(vendor, kind, 1, 10_000) == 0
-        assert await store.take_turn(vendor, kind, 1, 10_000) > 0
+        assert await store.take_turn(vendor, kind, Line(1, 10_000)) == 0
+        assert await store.take_turn(vendor, kind, Line(1, 10_000)) > 0
 
 
 async def test_a_log_of_calls_is_forgotten_with_its_window(deployment: Deployment) -> None:
-    await deployment.store.take_turn("kitta", "read", 3, 10_000)
+    await deployment.store.take_turn("kitta", "read", Line(3, 10_000))
     assert 0 < await deployment.redis.pttl("callsheet:calls:kitta:read") <= 10_000
 
 

@@ -16,16 +16,21 @@ from hypothesis import strategies as st
 from service.model import Cost
 from service.vendors import VENDORS
 from service.vendors.base import Refusal, Vendor
-from service.vendors.catalogue import Order, choose, fit, model_of, takers
-from service.vendors.inputs import Input, Model
+from service.vendors.catalogue import Order, choose, first_of, fit, model_of, rebuild, takers, to_upload
+from service.vendors.inputs import Choice, Input, Model
 from tests.support import orders
-from tests.support.vendors import ALL, REFUSALS, Fixture, each, every_vendor, request_of, told
+from tests.support.vendors import ALL, REFUSALS, Fixture, choices, each, every_vendor, ready, request_of, told
 
 MODELS = [(vendor, model) for vendor in VENDORS.values() for model in vendor.MODELS]
 CALLBACK_URL = "https://callsheet.example/callbacks/vendor/job_0.0123456789abcdef"
 
 every_model = pytest.mark.parametrize(
     ("vendor", "model"), [pytest.param(*pair, id=f"{pair[0].SLUG}/{pair[1].name}") for pair in MODELS]
+)
+
+
+every_second = pytest.mark.parametrize(
+    ("vendor", "model"), [pytest.param(*pair, id=f"{pair[0].SLUG}/{pair[1].name}") for pair in MODELS if pair[1].first]
 )
 
 
@@ -92,6 +97,39 @@ def test_the_length_of_what_a_model_takes_may_be_told(vendor: Vendor, model: Mod
     assert {lengths[name] for name in taken & lengths.keys()} == taken & set(lengths.values())
 
 
+@every_vendor
+def test_what_has_to_be_uploaded_is_an_input_of_the_vendors_and_asked_for_by_its_ending(vendor: Vendor) -> None:
+    assert {field for model in vendor.MODELS for field in model.uploads} == vendor.UPLOADS.keys()
+    seen = []
+    for field, endings in vendor.UPLOADS.items():
+        for ending in endings:
+            request = vendor.upload_request(field, ending)
+            assert ending in json.dumps(msgspec.to_builtins(request))
+            assert request not in seen
+            seen.append(request)
+
+
+@every_model
+def test_the_file_of_an_upload_takes_the_place_of_its_input(vendor: Vendor, model: Model[Any, Any]) -> None:
+    for field, target in model.uploads.items():
+        assert any({f"input.{field}", f"vendor_input.{target}"} <= set(group) for group in model.one_of)
+
+
+@every_second
+def test_what_a_first_job_finds_takes_the_place_of_its_input(vendor: Vendor, model: Model[Any, Any]) -> None:
+    assert model.first
+    first = model_of(vendor.SLUG, model.first.model)
+    assert first
+    assert (first.first, first.uploads) == (None, {})
+    found = [choice for choice in choices(model) if isinstance(choice, Choice)]
+    assert found
+    for choice in found:
+        [group] = [group for group in model.one_of if f"input.{model.first.field}" in group]
+        assert {f"vendor_input.{name}" for name in choice.vendor_input} & set(group)
+        assert choice.words
+        assert msgspec.convert(choice.vendor_input, model.vendor_input)
+
+
 # -- orders and requests --------------------------------------------------------------------------
 
 
@@ -113,14 +151,42 @@ def test_whatever_a_model_takes_becomes_a_request(vendor: Vendor, model: Model[A
     assert (CALLBACK_URL in json.dumps(told_where.json)) == has_webhook
     assert (told_where == plain) != has_webhook
 
+    sent = ready(order)
+    assert fit(model, said(sent.input), said(sent.vendor_input)) == sent
+    assert (to_upload(sent), first_of(sent)) == ({}, None)
+
     # What is kept of a job makes the same order again.
-    kept = msgspec.json.decode(msgspec.json.encode(order.input), type=model.input)
-    assert kept == order.input
+    for one in (order, sent):
+        kept = msgspec.json.decode(msgspec.json.encode([one.input, one.vendor_input]))
+        assert rebuild(vendor.SLUG, model.name, *kept) == one
 
     cost = model.estimate(order.input, order.vendor_input)
     if cost is not None:
         assert cost == Cost(estimated=cost.estimated, unit=model.unit)
         assert (cost.estimated or 0) > 0
+
+
+def said(part: Input) -> dict[str, Any]:
+    """An input as a request has it."""
+    return {name: value for name, value in msgspec.to_builtins(part).items() if value is not None}
+
+
+@every_second
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_what_has_to_be_done_before_is_an_order_of_the_same_input(
+    vendor: Vendor, model: Model[Any, Any], data: st.DataObject
+) -> None:
+    assert model.first
+    input_, own = data.draw(orders.given(model))
+    order = choose(vendor.SLUG, model.name, input_, own)
+    assert isinstance(order, Order)
+    before = first_of(order)
+    assert (before is not None) == (model.first.field in input_)
+    if before:
+        assert before.model is model_of(vendor.SLUG, model.first.model)
+        shared = {name: value for name, value in input_.items() if name in before.model.input.__struct_fields__}
+        assert fit(before.model, shared, {}) == before
 
 
 def leaves(value: object) -> list[object]:

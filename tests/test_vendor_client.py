@@ -103,11 +103,11 @@ async def test_each_vendor_gets_its_own_credential_and_no_other(client: VendorCl
 
 async def test_a_list_call_has_its_page(client: VendorClient, files: Files) -> None:
     files.serve("/kitta/api/v1/lip-sync/tasks", answered(b'{"data":[],"pagination":{"hasMore":true}}'))
-    page, _ = await client.list_page("kitta", 2)
+    page = (await client.list_page("kitta", 2)).reading
     assert page == ListPage(observations=(), more=True)
     assert files.requests("/kitta/api/v1/lip-sync/tasks")[0].target.endswith("?limit=100&offset=200")
     files.serve("/chanjing/open/v1/video_lip_sync/list", answered(b'{"code":0,"data":{"list":[]}}'))
-    page, _ = await client.list_page("chanjing", 2)
+    page = (await client.list_page("chanjing", 2)).reading
     assert page == ListPage(observations=(), more=False)
     (request,) = files.requests("/chanjing/open/v1/video_lip_sync/list")
     assert (request.method, json.loads(request.body)) == ("POST", {"page": 3, "page_size": 100})
@@ -201,7 +201,7 @@ async def test_nobody_there_is_a_refusal(redis_url: str) -> None:
             answer = await client.status(slug, "42")
             assert isinstance(answer.reading, Refusal)
             assert answer.reading.code == "vendor_unreachable"
-        page, _ = await client.list_page("kitta", 0)
+        page = (await client.list_page("kitta", 0)).reading
         assert isinstance(page, Refusal)
 
 
@@ -316,7 +316,7 @@ def most_in_a_second(requests: list[Request]) -> int:
 
 async def test_rates_are_shared_by_all_processes(settings: Settings, files: Files) -> None:
     files.serve(PATH, answered(PROCESSING))
-    allowed, wanted = VENDORS[SLUG].READS.requests, 25
+    allowed, wanted = VENDORS[SLUG].LIMITS["read"].requests, 25
     began = time.monotonic()
     async with process(settings) as one, process(settings) as other:
         await asyncio.gather(*((one, other)[number % 2].status(SLUG, "42") for number in range(wanted)))
@@ -330,7 +330,7 @@ async def test_one_vendor_s_rate_holds_up_no_other(settings: Settings, files: Fi
     files.serve(PATH, answered(PROCESSING))
     files.serve("/kitta/api/v1/lip-sync/tasks/42", answered(b'{"taskId":"42","status":"pending"}'))
     async with process(settings) as client:
-        for _ in range(VENDORS[SLUG].READS.requests):
+        for _ in range(VENDORS[SLUG].LIMITS["read"].requests):
             await client.status(SLUG, "42")
         waiting = asyncio.create_task(client.status(SLUG, "42"))
         answer = await client.status("kitta", "42")

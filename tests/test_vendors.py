@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from service.model import Observation, Problem, Source, Status
 from service.vendors import SHARED, VENDORS
-from service.vendors.base import ListPage, Refusal, Vendor
+from service.vendors.base import ListPage, Refusal, Slot, Vendor
 from tests.support.vendors import ALL, CALLS, MODULES, REFUSALS, Fixture, each, encoded, every_vendor, told
 
 #: What only we say of a job, never a vendor.
@@ -61,6 +62,8 @@ def test_every_call_that_a_vendor_supports_has_fixtures(vendor: Vendor) -> None:
         supported |= {"list", "list_request"}
     if any(asks_for_a_token(vendor, names) for names in vendor.CREDENTIALS):
         supported |= {"token", "token_request"}
+    if vendor.UPLOADS:
+        supported |= {"upload_request", "upload", "file_request", "file"}
     assert {fixture.call for fixture in ALL if fixture.slug == vendor.SLUG} >= supported
 
 
@@ -107,8 +110,12 @@ def test_constants_are_sane(vendor: Vendor) -> None:
     assert all(name.startswith(f"{vendor.SLUG.upper()}_") for names in vendor.CREDENTIALS for name in names)
     grace = vendor.RHYTHM.every if vendor.RHYTHM.grace is None else vendor.RHYTHM.grace
     assert 0 < vendor.RHYTHM.every <= grace <= vendor.RHYTHM.slowest
-    for limit in (vendor.READS, vendor.SUBMITS):
-        assert limit is None or (limit.requests > 0 and limit.seconds > 0)
+    assert {"read"} <= vendor.LIMITS.keys() <= {"read", "submit", "upload"}
+    assert ("upload" in vendor.LIMITS) <= bool(vendor.UPLOADS)
+    assert all(limit.requests > 0 and limit.seconds > 0 for limit in vendor.LIMITS.values())
+    for field, endings in vendor.UPLOADS.items():
+        assert endings
+        assert all(re.fullmatch(r"\.[a-z0-9]+", ending) for ending in endings), field
 
 
 @every_vendor
@@ -133,16 +140,25 @@ def test_what_a_vendor_does_not_have_says_so(vendor: Vendor) -> None:
         assert isinstance(vendor.read_list(200, b'{"data": []}'), Refusal)
     if not any(asks_for_a_token(vendor, names) for names in vendor.CREDENTIALS):
         assert isinstance(vendor.read_token(b'{"data": {"access_token": "t", "expire_in": 1721289220}}'), Refusal)
+    if not vendor.UPLOADS:
+        with pytest.raises(LookupError, match="no uploads"):
+            vendor.upload_request("video_url", ".mp4")
+        with pytest.raises(LookupError, match="no uploads"):
+            vendor.file_request("x")
+        slot = b'{"data": {"sign_url": "https://files.example/x", "file_id": "x", "status": 1}}'
+        assert isinstance(vendor.read_upload(200, slot), Refusal)
+        assert isinstance(vendor.read_file(200, slot), Refusal)
 
 
 @every_vendor
-@pytest.mark.parametrize("vendor_job_id", ["x", "../../keys", "a?b=c&d", "a#b", "中 %2F"])
-def test_a_job_id_cannot_leave_its_place_in_the_status_request(vendor: Vendor, vendor_job_id: str) -> None:
-    request, plain = vendor.status_request(vendor_job_id), vendor.status_request("x")
-    assert request.method == plain.method == "GET"
-    assert request.path.count("/") == plain.path.count("/")
-    assert set(request.path) & set("?# 中") == set()
-    assert request.query.keys() == plain.query.keys()
+@pytest.mark.parametrize("id_", ["x", "../../keys", "a?b=c&d", "a#b", "中 %2F"])
+def test_an_id_cannot_leave_its_place_in_a_request(vendor: Vendor, id_: str) -> None:
+    for ask in (vendor.status_request, *([vendor.file_request] if vendor.UPLOADS else [])):
+        request, plain = ask(id_), ask("x")
+        assert request.method == plain.method == "GET"
+        assert request.path.count("/") == plain.path.count("/")
+        assert set(request.path) & set("?# 中") == set()
+        assert request.query.keys() == plain.query.keys()
 
 
 @pytest.mark.parametrize("slug", VENDORS)
@@ -201,13 +217,22 @@ def assert_all_reads_are_honest(vendor: Vendor, http_status: int, body: bytes) -
     assert_honest_of_a_submission(vendor.read_submit(http_status, body), http_status)
     answer = vendor.read_status(http_status, body)
     page = vendor.read_list(http_status, body)
-    for no in (answer, page, vendor.read_token(body)):
+    slot, file = vendor.read_upload(http_status, body), vendor.read_file(http_status, body)
+    for no in (answer, page, slot, file, vendor.read_token(body)):
         if isinstance(no, Refusal):
             assert no.code in REFUSALS
             assert no.message
     if not isinstance(answer, Refusal):
         assert 200 <= http_status < 300
         assert_honest(answer, Source.POLL)
+    if isinstance(slot, Slot):
+        assert 200 <= http_status < 300
+        assert msgspec.convert(msgspec.to_builtins(slot), Slot) == slot
+        assert urlsplit(slot.url).scheme in ("http", "https")
+        assert slot.file_id
+        assert all(value.isascii() and value.isprintable() for value in slot.headers.values())
+    assert isinstance(file, bool | Refusal)
+    assert file is not True or 200 <= http_status < 300
     if isinstance(page, ListPage):
         assert 200 <= http_status < 300
         for row in page.observations:
@@ -269,16 +294,13 @@ def test_an_http_error_is_a_refusal_whatever_the_body(vendor: Vendor, http_statu
         assert submitted == refusal
     if vendor.LIST_PAGE:
         assert vendor.read_list(http_status, body) == refusal
+    if vendor.UPLOADS:
+        assert vendor.read_upload(http_status, body) == vendor.read_file(http_status, body) == refusal
 
 
 @pytest.mark.parametrize("code", sorted(REFUSALS))
 def test_a_refusal_is_retryable_where_the_same_request_may_yet_succeed(code: str) -> None:
-    passing = {
-        "rate_limited",
-        "vendor_error",
-        "vendor_unreachable",
-        "unauthorized",
-    }  # a token is renewed; a key may be put right
+    passing = {"rate_limited", "vendor_error", "vendor_unreachable"}
     assert Refusal(code=code, message="no").retryable == (code in passing)
 
 

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from service.app import create_app
+from service.model import Limit
+from service.settings import Account
 from service.vendors import VENDORS
 from tests.support.deployment import API_KEY, accounts, settings
 from tests.support.processes import ROOT, environment
@@ -22,9 +25,9 @@ from tests.support.web import Web, web_process
 NO_REDIS = "redis://127.0.0.1:9/0"
 
 
-async def listed(without: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-    """The vendors by slug, as a deployment without the accounts of some tells them."""
-    app = create_app(settings(NO_REDIS, accounts=accounts(without=without)))
+async def listed(given: dict[str, Account] | None = None) -> dict[str, dict[str, Any]]:
+    """The vendors by slug, as a deployment with these accounts tells them."""
+    app = create_app(settings(NO_REDIS, accounts=given or accounts()))
     headers = {"Authorization": f"Bearer {API_KEY}"}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://web", headers=headers) as client:
         answer = await client.get("/v1/vendors")
@@ -46,8 +49,17 @@ async def test_every_vendor_is_listed_with_all_its_models() -> None:
         assert all(model["price"] and model["limits"] and model["unit"] for model in entry["models"])
         assert entry["callbacks"] == (vendor.RHYTHM.grace is not None)
     assert (found["kitta"]["callbacks"], found["chanjing"]["callbacks"]) == (False, True)
-    assert found["chanjing"]["submissions"] == {"requests": 10, "seconds": 60}
-    assert found["kitta"]["submissions"] is None
+
+
+async def test_limits_are_those_of_this_deployment() -> None:
+    found = await listed()
+    assert found["kitta"]["limits"] == {"read": {"requests": 10, "seconds": 1}}
+    assert found["chanjing"]["limits"].keys() == {"read", "submit", "upload"}
+    assert found["chanjing"]["limits"]["submit"] == {"requests": 10, "seconds": 60}
+    slower = accounts()
+    slower["kitta"] = msgspec.structs.replace(slower["kitta"], limits={"read": Limit(requests=1, seconds=2.5)})
+    found = await listed(slower)
+    assert found["kitta"]["limits"] == {"read": {"requests": 1, "seconds": 2.5}}
 
 
 async def test_inputs_are_told_as_json_schema() -> None:
@@ -76,7 +88,7 @@ async def test_what_only_one_vendor_has_and_which_fields_go_together_is_told() -
 
 async def test_credentials_are_told_by_their_presence_alone() -> None:
     assert all(entry["credentials"]["present"] for entry in (await listed()).values())
-    found = await listed(without=("chanjing",))
+    found = await listed(accounts(without=("chanjing",)))
     assert found["chanjing"]["credentials"] == {
         "present": False,
         "settings": "CHANJING_ACCESS_TOKEN or CHANJING_APP_ID + CHANJING_SECRET_KEY",

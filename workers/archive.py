@@ -8,14 +8,9 @@ key is made from the job, and the commit counts only while the job still says wh
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from typing import Final, Literal
-from urllib.parse import urljoin
-from uuid import uuid4
+from typing import Final
 
 import httpx
 import msgspec
@@ -27,55 +22,31 @@ from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
 from service.model import Archive, Job, Observation, Output, Problem, Source, Stored
 from service.storage import content_type, object_key
-from workers import outbound
-from workers.stopping import stopped
+from workers import download, outbound
+from workers.download import DeadLink, Download, Interrupted, NotFetched, Unwanted
+from workers.held import Lease, held
 from workers.vendor_client import VendorClient
 
-#: Shorter than the sweep's patience: whoever the sweep sends in place of a killed run must find the lease free.
-LEASE_MS: Final = 45_000
-#: A download may take this long, and must on the whole be at least this fast once it has had time to begin.
-MAX_SECONDS: Final = 3600.0
-MIN_BYTES_PER_SECOND: Final = 1024
-MIN_RATE_AFTER: Final = 60.0
-MAX_REDIRECTS: Final = 5
-#: From the request to the end of the answer's headers; a read timeout alone never ends a drip.
-MAX_HEAD_SECONDS: Final = 60.0
-#: How a page or a message begins, whatever its server calls it; no media file does.
-_PAGES: Final = (b"<!doctype", b"<html", b"<?xml", b'{"')
 #: An attempt that is still not over by then hangs where no limit of its own reaches.
-HARD_LIMIT: Final = MAX_SECONDS + 600
+HARD_LIMIT: Final = download.MAX_SECONDS + 600
 
 _log = logs.get("archive")
 
 
-class NotStored(Exception):
-    """An attempt that did not bring the output home; another may."""
-
-
-class DeadLink(NotStored):
-    """The vendor's link is gone: another link is needed, not another attempt."""
-
-
-class Unwanted(NotStored):
-    """What the link leads to is not for us: more attempts would only fetch it again."""
-
-
-class Interrupted(Exception):
-    """This process is about to stop; another takes the task over."""
-
-
 class Archivist:
-    """What storing takes, and whether there is still time for it."""
+    """What storing takes, and whether there is still time for it.
 
-    def __init__(self, deployment: Deployment, http: httpx.AsyncClient) -> None:
+    Once `interrupted` is set, uploads abort where they are. (obstore leaves parts behind when it is merely cancelled.)
+    """
+
+    def __init__(self, deployment: Deployment, http: httpx.AsyncClient, interrupted: asyncio.Event) -> None:
         self._store = deployment.store
         self._tracker = deployment.tracker
         self._storage = deployment.storage
         self._settings = deployment.settings
         self._http = http
         self._vendors = VendorClient(deployment, http)
-        #: Set: uploads abort where they are. (obstore leaves parts behind when it is merely cancelled.)
-        self.interrupted = asyncio.Event()
+        self._interrupted = interrupted
 
     async def store(self, job_id: str) -> str:
         """One attempt. Returns what came of it in a word.
@@ -83,29 +54,26 @@ class Archivist:
         Raises:
             Interrupted: The process stops; the task has to be enqueued again.
         """
-        lease, owner = f"archive-{job_id}", uuid4().hex
-        if not await self._store.lease(lease, owner, LEASE_MS):
-            return "held by another run"
-        try:
+        async with held(self._store, tasks.ARCHIVE, job_id) as lease:
+            if lease is None:
+                return "held by another run"
             outcome = "changed"
             while outcome == "changed":  # the links were replaced meanwhile: what was stored may be another file
                 job = await self._store.job(job_id)
                 if job is None or job.archive is not Archive.WAITING:
                     return "nothing to do"
-                outcome = await self._attempt(job, lease, owner)
+                outcome = await self._attempt(job, lease)
             return outcome
-        finally:
-            await self._store.give_up(lease, owner)
 
-    async def _attempt(self, job: Job, lease: str, owner: str) -> str:
+    async def _attempt(self, job: Job, lease: Lease) -> str:
         began = time.monotonic()
         try:
-            async with self._alive(job.id, lease, owner), asyncio.timeout(HARD_LIMIT):
+            async with lease.alive(), asyncio.timeout(HARD_LIMIT):
                 outputs = await self._fetch(job)
         except (Interrupted, RedisError):
             raise
         except Exception as error:  # whatever it was, it was an attempt, and is counted as one
-            if not isinstance(error, NotStored | BaseError | OSError):
+            if not isinstance(error, NotFetched | BaseError | OSError):
                 _log.exception("an attempt failed in a way of its own", vendor=job.vendor, job_id=job.id)
             return await self._not_stored(job, error)
         recorded = await self._tracker.record(
@@ -119,40 +87,20 @@ class Archivist:
         _log.info("archive", vendor=job.vendor, job_id=job.id, outcome=recorded.outcome, bytes=size, seconds=seconds)
         return recorded.outcome
 
-    @asynccontextmanager
-    async def _alive(self, job_id: str, lease: str, owner: str) -> AsyncIterator[None]:
-        """Say that the run is alive while the block lasts, and nothing after it: the outcome sets the next due time."""
-        over = asyncio.Event()
-
-        async def beat() -> None:
-            while True:
-                with suppress(RedisError, OSError):  # the next beat may reach it
-                    await self._store.alive(job_id, tasks.PATIENCE)
-                    await self._store.renew(lease, owner, LEASE_MS)
-                if await stopped(over, LEASE_MS / 3000):
-                    return
-
-        heart = asyncio.create_task(beat())
-        try:
-            yield
-        finally:
-            over.set()  # not cancelled: a beat on its way arrives before the block ends, not after
-            await heart
-
     async def _not_stored(self, job: Job, error: Exception) -> str:
         """Note the attempt; try again later, or give up after the last."""
         made = await self._store.attempts(job.id)
         delays = tasks.SHORT_RETRIES if isinstance(error, DeadLink | Unwanted) else tasks.ARCHIVE_RETRIES
-        words = f"attempt {made + 1}: {_words(error)}"
+        words = f"attempt {made + 1}: {download.words(error)}"
         last = made >= len(delays)
-        seen = (
-            Observation(source=Source.ARCHIVE, archive=Archive.FAILED, detail=words)
-            if last
-            else Observation(
-                source=Source.ARCHIVE, problem=Problem.NOT_STORED, detail=f"{words}; next in {delays[made]} s"
-            )
-        )
-        await self._tracker.record(seen, vendor=job.vendor, job_id=job.id, retry_in=0 if last else delays[made])
+        if last:
+            seen = Observation(source=Source.ARCHIVE, archive=Archive.FAILED, detail=words)
+            await self._tracker.record(seen, vendor=job.vendor, job_id=job.id)
+        else:
+            again_in = delays[made]
+            detail = f"{words}; next in {again_in} s"
+            seen = Observation(source=Source.ARCHIVE, problem=Problem.NOT_STORED, detail=detail)
+            await self._tracker.record(seen, vendor=job.vendor, job_id=job.id, task=tasks.ARCHIVE, retry_in=again_in)
         _log.warning(
             "archive", vendor=job.vendor, job_id=job.id, outcome="failed" if last else "not stored", detail=words
         )
@@ -171,11 +119,11 @@ class Archivist:
         """The job after its vendor was asked again.
 
         Raises:
-            NotStored: The vendor did not answer, so nobody has said that there is no better link.
+            NotFetched: The vendor did not answer, so nobody has said that there is no better link.
         """
         answer = await self._vendors.status(job.vendor, job.vendor_job_id or "")
         if not isinstance(answer.reading, Observation):
-            raise NotStored(f"{dead}, and the vendor has no other for now: {answer.reading.message}"[:300])
+            raise NotFetched(f"{dead}, and the vendor has no other for now: {answer.reading.message}"[:300])
         if answer.reading.problem is None:
             await self._tracker.record(answer.reading, vendor=job.vendor, job_id=job.id, raw=answer.raw)
         return await self._store.job(job.id) or job
@@ -185,115 +133,19 @@ class Archivist:
         found = []
         for number, output in enumerate(job.outputs):
             key = object_key(job.vendor, job.id, number, output)
-            download = _Download(self, self._settings.max_output_bytes)
-            async with self._opened(output.url) as response:
-                await self._storage.put(key, download.chunks(response))
+            file = Download(self._settings.max_output_bytes, self._interrupted)
+            async with download.opened(self._http, output.url) as response:
+                await self._storage.put(key, file.chunks(response))
             url = f"{self._settings.public_url}/v1/jobs/{job.id}/outputs/{number}"
             stored = Stored(
                 url=url,
                 key=key,
-                bytes=download.size,
-                sha256=download.digest.hexdigest(),
+                bytes=file.size,
+                sha256=file.digest.hexdigest(),
                 content_type=content_type(key),
             )
             found.append(msgspec.structs.replace(output, stored=stored))
         return tuple(found)
-
-    @asynccontextmanager
-    async def _opened(self, url: str) -> AsyncIterator[httpx.Response]:
-        """The answer to a GET, redirects followed one by one so that each target is judged anew."""
-        for _ in range(MAX_REDIRECTS + 1):
-            try:
-                async with asyncio.timeout(MAX_HEAD_SECONDS):
-                    response = await self._http.send(self._http.build_request("GET", url), stream=True)
-            except outbound.TransportError as error:
-                words = "the link's address is not allowed" if outbound.was_forbidden(error) else _words(error)
-                raise NotStored(words) from error
-            try:
-                if response.has_redirect_location:
-                    url = _target(url, response.headers["location"])
-                    continue
-                _check(response)
-                yield response
-                return
-            finally:
-                await response.aclose()
-        raise NotStored(f"more than {MAX_REDIRECTS} redirects")
-
-
-class _Download:
-    """One stream on its way: counted, hashed, and held to its limits."""
-
-    def __init__(self, archivist: Archivist, limit: int) -> None:
-        self._archivist = archivist
-        self._limit = limit
-        self.size = 0
-        self.digest = hashlib.sha256()
-
-    async def chunks(self, response: httpx.Response) -> AsyncIterator[bytes]:
-        """The body's pieces. Whatever is wrong is raised here, inside the upload, which aborts it."""
-        began = time.monotonic()
-        source = response.aiter_raw()  # as it arrives: pieces of a fixed size would hide how slowly that is
-        interrupted = asyncio.create_task(self._archivist.interrupted.wait())
-        try:
-            announced = response.headers.get("content-length", "")
-            if announced.isdecimal() and int(announced[:20]) > self._limit:
-                raise Unwanted(f"the file is larger than {self._limit} bytes: it has {announced[:20]}")
-            while chunk := await self._next(source, interrupted):
-                if not self.size and chunk[:100].lstrip().lower().startswith(_PAGES):
-                    raise NotStored("the link answers with a page or a message, not with media")
-                self.size += len(chunk)
-                self._check_limits(time.monotonic() - began)
-                self.digest.update(chunk)
-                yield chunk
-        except outbound.TransportError as error:
-            raise NotStored(f"the download broke off after {self.size} bytes: {_words(error)}") from error
-        finally:
-            interrupted.cancel()
-        if self.size == 0:
-            raise NotStored("the file is empty")
-
-    async def _next(self, source: AsyncIterator[bytes], interrupted: asyncio.Task[Literal[True]]) -> bytes:
-        """The next piece, empty at the end. A server that stalls does not keep the process from stopping."""
-        piece = asyncio.ensure_future(anext(source, b""))
-        await asyncio.wait((piece, interrupted), return_when=asyncio.FIRST_COMPLETED)
-        if interrupted.done():
-            piece.cancel()
-            await asyncio.wait((piece,))
-            raise Interrupted
-        return await piece
-
-    def _check_limits(self, seconds: float) -> None:
-        if self.size > self._limit:
-            raise Unwanted(f"the file is larger than {self._limit} bytes")
-        if seconds > MAX_SECONDS or (seconds > MIN_RATE_AFTER and self.size < MIN_BYTES_PER_SECOND * seconds):
-            raise NotStored(f"too slow: {self.size} bytes in {seconds:.0f} s")
-
-
-def _target(url: str, location: str) -> str:
-    try:
-        return urljoin(url, location)
-    except ValueError as error:
-        raise NotStored(f"a redirect to nowhere: {error}") from error
-
-
-def _check(response: httpx.Response) -> None:
-    status = response.status_code
-    if status in (401, 403, 404, 410):
-        raise DeadLink(f"the link answers {status}")
-    if status != 200:
-        raise NotStored(f"the link answers {status}")
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "text/html" or media_type.endswith(("json", "xml")):
-        raise NotStored(f"the link answers with {media_type}, not with media")
-    if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
-        raise NotStored("the file comes compressed, which was not asked for")
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, NotStored):
-        return str(error)
-    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")[:300]
 
 
 #: The archivist of a worker that runs many tasks at once. Under any other RQ worker each task brings its own.
@@ -309,4 +161,4 @@ async def store_outputs(job_id: str) -> str:
         opened(settings) as deployment,
         outbound.client(allow_private_networks=settings.allow_private_networks) as http,
     ):
-        return await Archivist(deployment, http).store(job_id)
+        return await Archivist(deployment, http, asyncio.Event()).store(job_id)

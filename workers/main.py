@@ -1,6 +1,6 @@
 """The RQ worker that loses nothing: many tasks at once in one process, on RQ's own queue and registries.
 
-RQ's worker runs one task a process and loses some at every restart. This one takes from a single queue by BLMOVE, so
+RQ's worker runs one task a process and loses some at every restart. This one takes from each queue by BLMOVE, so
 that a task is always in one list or another; on SIGTERM it only sets a flag; and what it still had to leave behind
 goes back to the head of the queue. Whatever dies with it is found by the poller's sweep. Only tasks on the list below
 are ever run: the name of a function in Redis is not a reason to call it.
@@ -33,14 +33,19 @@ from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
 from service.jobs.store import connect_sync
 from service.settings import Settings
-from workers import archive, outbound
-from workers.archive import Archivist, Interrupted
+from workers import archive, outbound, submit
+from workers.archive import Archivist
+from workers.download import Interrupted
 from workers.stopping import stop_signal, stopped
+from workers.submit import Submitter
 
 Task = Callable[..., Awaitable[object]]
 
 #: The allow-list: dotted path → task.
-TASKS: Final[dict[str, Task]] = {tasks.ARCHIVE_TASK: archive.store_outputs}
+TASKS: Final[dict[str, Task]] = {
+    tasks.PATHS[tasks.ARCHIVE]: archive.store_outputs,
+    tasks.PATHS[tasks.SUBMIT]: submit.send_order,
+}
 
 #: Seconds that running tasks have to finish after SIGTERM, and then to put themselves back. SIGKILL comes after 30.
 GRACE: Final = 18.0
@@ -55,18 +60,17 @@ _log = logs.get("worker")
 class Worker:
     """One process's share of one queue."""
 
-    def __init__(self, deployment: Deployment) -> None:
-        self.name = f"{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
+    def __init__(self, deployment: Deployment, name: str, queue: str) -> None:
+        self.name = name
         self._settings = deployment.settings
         self._redis = deployment.redis
-        self._queue = deployment.settings.archive_queue
+        self._queue = queue
         self._running: set[asyncio.Task[None]] = set()
         self._start = self._redis.register_script((files("workers") / "lua" / "start.lua").read_text())
         self._finish = self._redis.register_script((files("workers") / "lua" / "finish.lua").read_text())
 
-    async def run(self, stop: asyncio.Event, archivist: Archivist) -> None:
-        """Work until `stop` is set; then finish what can be finished in time, and put the rest back."""
-        archive.shared.set(archivist)
+    async def work(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, and finish what can be finished in time."""
         stopping = asyncio.create_task(stop.wait())
         while not stop.is_set():
             if len(self._running) >= self._settings.worker_concurrency:
@@ -76,9 +80,11 @@ class Worker:
                 self._running.add(running)
                 running.add_done_callback(self._done)
         if self._running:
-            _log.info("stopping", tasks=len(self._running))
+            _log.info("stopping", queue=self._queue, tasks=len(self._running))
             await asyncio.wait(self._running, timeout=GRACE)
-        archivist.interrupted.set()
+
+    async def put_back(self) -> None:
+        """Wait for what was interrupted to go back to its queue."""
         if self._running:
             await asyncio.wait(self._running, timeout=PUT_BACK)
 
@@ -150,10 +156,10 @@ def _utc(seconds: float) -> str:
     return utcformat(datetime.fromtimestamp(seconds, UTC))
 
 
-async def _be_seen(settings: Settings, worker: Worker, stop: asyncio.Event) -> None:
+async def _be_seen(settings: Settings, name: str, queues: list[str], stop: asyncio.Event) -> None:
     """Let RQ's tools see this worker, by RQ's own code. Nothing depends on it."""
     with connect_sync(settings) as redis:
-        seen = RQWorker([settings.archive_queue], name=worker.name, connection=redis, serializer=JSONSerializer)
+        seen = RQWorker(queues, name=name, connection=redis, serializer=JSONSerializer)
         seen.log.setLevel("WARNING")
         step: Callable[[], object] = seen.register_birth
         while not stop.is_set():
@@ -168,22 +174,30 @@ async def _be_seen(settings: Settings, worker: Worker, stop: asyncio.Event) -> N
 
 
 async def run(deployment: Deployment, stop: asyncio.Event) -> None:
-    """A worker over a deployment, until `stop` is set."""
-    settings = deployment.settings
-    worker = Worker(deployment)
+    """A worker over a deployment, until `stop` is set; what could not be finished in time goes back to its queue."""
+    settings, interrupted = deployment.settings, asyncio.Event()
+    name = f"{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
+    queues = [settings.queue(task) for task in tasks.PATHS]
+    workers = [Worker(deployment, name, queue) for queue in queues]
+    private = settings.allow_private_networks
     async with (
-        outbound.client(allow_private_networks=settings.allow_private_networks) as http,
+        outbound.client(allow_private_networks=private) as http,
+        outbound.client(allow_private_networks=private, reuse=False) as orders,
         asyncio.TaskGroup() as group,
     ):
-        group.create_task(_be_seen(settings, worker, stop))
-        await worker.run(stop, Archivist(deployment, http))
+        archive.shared.set(Archivist(deployment, http, interrupted))
+        submit.shared.set(Submitter(deployment, orders, interrupted))
+        group.create_task(_be_seen(settings, name, queues, stop))
+        await asyncio.gather(*(worker.work(stop) for worker in workers))
+        interrupted.set()
+        await asyncio.gather(*(worker.put_back() for worker in workers))
 
 
 async def main() -> None:
     settings = configured()
     stop = stop_signal()
     async with opened(settings) as deployment:
-        _log.info("worker started", queue=settings.archive_queue, concurrency=settings.worker_concurrency)
+        _log.info("worker started", tasks=list(tasks.PATHS), concurrency=settings.worker_concurrency)
         await run(deployment, stop)
         _log.info("worker stopped")
 

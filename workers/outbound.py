@@ -68,9 +68,10 @@ def _unwrapped(address: IPv4Address | IPv6Address) -> list[IPv4Address | IPv6Add
 class GuardedTransport(AiohttpTransport):
     """https to public addresses only, unless private networks are allowed."""
 
-    def __init__(self, *, allow_private_networks: bool, connections: int) -> None:
+    def __init__(self, *, allow_private_networks: bool, connections: int, reuse: bool) -> None:
         self._allow_private = allow_private_networks
         self._connections = connections
+        self._reuse = reuse
         super().__init__(trust_env=False, client=self._session)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -89,7 +90,7 @@ class GuardedTransport(AiohttpTransport):
             ssl=self.ssl_context,
             socket_factory=self._socket,
             resolver=aiohttp.ThreadedResolver(),
-            keepalive_timeout=30,
+            **({"keepalive_timeout": 30} if self._reuse else {"force_close": True}),
         )
         return aiohttp.ClientSession(
             connector=connector,
@@ -109,10 +110,15 @@ class GuardedTransport(AiohttpTransport):
         return made
 
 
-def client(*, allow_private_networks: bool, connections: int = 100) -> httpx.AsyncClient:
-    """An httpx client over the guarded transport. It follows no redirects by itself."""
+def client(*, allow_private_networks: bool, connections: int = 100, reuse: bool = True) -> httpx.AsyncClient:
+    """An httpx client over the guarded transport. It follows no redirects by itself.
+
+    Without `reuse` each request has a connection of its own: one that the server is just closing would leave it
+    unknown whether the request was read.
+    """
+    transport = GuardedTransport(allow_private_networks=allow_private_networks, connections=connections, reuse=reuse)
     return httpx.AsyncClient(
-        transport=GuardedTransport(allow_private_networks=allow_private_networks, connections=connections),
+        transport=transport,
         timeout=httpx.Timeout(20, connect=10, pool=60),
         headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
         cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=())),  # none is taken, so none is sent
@@ -128,6 +134,13 @@ def was_forbidden(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def never_sent(error: BaseException) -> bool:
+    """Whether a request failed before a byte of it can have reached the other side."""
+    # httpx-aiohttp calls every lost connection a ConnectTimeout; what aiohttp called it is its cause.
+    before = aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL
+    return was_forbidden(error) or isinstance(error, httpx.InvalidURL) or isinstance(error.__cause__, before)
 
 
 #: What a request may raise that is not the other side's answer; a ValueError where a host is none.

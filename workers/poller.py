@@ -100,10 +100,11 @@ class Poller:
     async def _look_at_list(self, slug: str, left: dict[str, Claim]) -> bool:
         """Take what the list call tells about the due jobs out of `left`. False: the vendor is unwell."""
         for page_number in range(MAX_PAGES):
-            page, retry_after = await self._vendors.list_page(slug, page_number)
+            answer = await self._vendors.list_page(slug, page_number)
+            page = answer.reading
             if isinstance(page, Refusal):
                 if page.code in _ABOUT_THE_VENDOR:
-                    return await self._refused(slug, page, retry_after, left)
+                    return await self._refused(slug, page, answer.retry_after, left)
                 _log.warning("list call refused", vendor=slug, code=page.code, detail=page.message[:200])
                 break  # each job can still be asked for by its own call
             for seen in page.observations:
@@ -124,7 +125,7 @@ class Poller:
         """
         turns = asyncio.Semaphore(IN_FLIGHT)
         trial = any(claim.trial for claim in left.values())
-        errors: list[Answer] = []
+        errors: list[Answer[Observation]] = []
         answered = unwell = False
 
         async def look(claim: Claim) -> None:
@@ -203,7 +204,7 @@ class Poller:
         return False
 
 
-def _observed(answer: Answer) -> Observation:
+def _observed(answer: Answer[Observation]) -> Observation:
     if isinstance(answer.reading, Observation):
         return answer.reading
     problem = Problem.VENDOR_ERROR if answer.reading.code == "vendor_error" else Problem.UNKNOWN_JOB

@@ -7,35 +7,46 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Final, Generic, TypeVar
 from uuid import uuid4
 
 import httpx
 import msgspec
 
 from service.deployment import Deployment
+from service.jobs.scripts import Line
 from service.model import Observation
 from service.vendors import VENDORS
 from service.vendors.base import ListPage, Refusal, Request
-from workers.outbound import TransportError
+from workers.outbound import TransportError, never_sent
 
 #: Bytes of a vendor's answer; a status answer has hundreds.
 MAX_ANSWER: Final = 16 * 2**20
 #: One call, from the first byte sent to the last one received.
 CALL_SECONDS: Final = 60.0
+#: Seconds of silence after which a call is given up that may be made again.
+PATIENCE: Final = 20.0
 #: A token is renewed this long before the vendor says it dies.
 _TOKEN_MARGIN: Final = 300
 _TOKEN_LOCK_MS: Final = 30_000
 
 
-class Answer(msgspec.Struct, frozen=True):
+T = TypeVar("T")
+
+#: A vendor's own reader of one kind of answer.
+Reader = Callable[[int, bytes], T | Refusal]
+
+
+class Answer(msgspec.Struct, Generic[T], frozen=True):
     """What a vendor said, and the bytes it said it with."""
 
-    reading: Observation | Refusal
+    reading: T | Refusal
     raw: bytes = b""
     retry_after: float = 0.0  #: seconds, where the vendor asked for them
+    lost: bool = False  #: the request may have been read, and its answer never came
 
 
 class VendorClient:
@@ -46,40 +57,30 @@ class VendorClient:
         self._accounts = deployment.settings.accounts
         self._http = http
 
-    async def status(self, slug: str, vendor_job_id: str) -> Answer:
+    async def status(self, slug: str, vendor_job_id: str) -> Answer[Observation]:
         """Ask a vendor about one of its jobs."""
         vendor = VENDORS[slug]
-        http_status, raw, retry_after = await self._call(slug, vendor.status_request(vendor_job_id))
-        reading = raw if isinstance(raw, Refusal) else vendor.read_status(http_status, raw)
-        return Answer(reading, b"" if isinstance(raw, Refusal) else raw, retry_after)
+        return await self.ask(slug, vendor.status_request(vendor_job_id), vendor.read_status)
 
-    async def list_page(self, slug: str, page: int) -> tuple[ListPage | Refusal, float]:
-        """One page of a vendor's list call, newest first, and the seconds the vendor asked to be left alone."""
-        vendor = VENDORS[slug]
-        http_status, raw, retry_after = await self._call(slug, vendor.list_request(page))
-        return raw if isinstance(raw, Refusal) else vendor.read_list(http_status, raw), retry_after
+    async def list_page(self, slug: str, page: int) -> Answer[ListPage]:
+        """One page of a vendor's list call, newest first."""
+        return await self.ask(slug, VENDORS[slug].list_request(page), VENDORS[slug].read_list)
 
-    async def _call(self, slug: str, request: Request) -> tuple[int, bytes | Refusal, float]:
-        limit = VENDORS[slug].READS
-        window_ms = int(limit.seconds * 1020) + 200  # between here and the vendor, calls come closer to each other
+    async def ask(self, slug: str, request: Request, read: Reader[T], kind: str = "read") -> Answer[T]:
+        """Make a call that may be made again, when its turn in the limit for its kind has come."""
         # The turn is in Redis, where no event of this process is ever set.
-        while wait := await self._store.take_turn(slug, "read", limit.requests, window_ms):  # noqa: ASYNC110
+        line = Line.of(self._accounts[slug].limits[kind])
+        while wait := await self._store.take_turn(slug, kind, line):  # noqa: ASYNC110
             await asyncio.sleep(wait)
-        token = await self._token(slug)
-        if isinstance(token, Refusal):
-            return 0, token, 0.0
-        status, raw, retry_after = await self._send(slug, request, token)
-        if token and not isinstance(raw, Refusal) and self._refused_token(slug, status, raw):
-            await self._store.drop_token(slug, token)
-            token = await self._token(slug)
-            if isinstance(token, Refusal):
-                return 0, token, 0.0
-            status, raw, retry_after = await self._send(slug, request, token)
-        return status, raw, retry_after
+        return await self._call(slug, request, read)
 
-    def _refused_token(self, slug: str, status: int, raw: bytes) -> bool:
-        reading = VENDORS[slug].read_status(status, raw)
-        return isinstance(reading, Refusal) and reading.code == "unauthorized"
+    async def submit(self, slug: str, request: Request) -> Answer[Observation]:
+        """Order a job, once. Whose turn it is, and that it is sent only once, is the caller's to see to."""
+        return await self._call(slug, request, VENDORS[slug].read_submit, CALL_SECONDS)
+
+    async def ready(self, slug: str) -> Answer[str]:
+        """See to the token that a submission needs, before that is on its way."""
+        return Answer(await self._token(slug))
 
     async def _token(self, slug: str) -> str | Refusal:
         """The vendor's temporary token; empty where it needs none. Made once for all: a new one kills the old."""
@@ -98,8 +99,7 @@ class VendorClient:
         try:
             if cached := await self._store.cached_token(slug):  # made while we waited for our turn
                 return cached
-            _, raw, _ = await self._send(slug, request, None)
-            token = raw if isinstance(raw, Refusal) else vendor.read_token(raw)
+            token = (await self._send(slug, request, None, lambda _, body: vendor.read_token(body))).reading
             if isinstance(token, Refusal):
                 return token
             await self._store.cache_token(slug, token.value, int(token.expires_at - time.time() - _TOKEN_MARGIN))
@@ -107,7 +107,22 @@ class VendorClient:
         finally:
             await self._store.give_up(f"token-{slug}", owner)
 
-    async def _send(self, slug: str, request: Request, token: str | None) -> tuple[int, bytes | Refusal, float]:
+    async def _call(self, slug: str, request: Request, read: Reader[T], patience: float = PATIENCE) -> Answer[T]:
+        token = await self._token(slug)
+        if isinstance(token, Refusal):
+            return Answer(token)
+        answer = await self._send(slug, request, token, read, patience)
+        if token and isinstance(answer.reading, Refusal) and answer.reading.code == "unauthorized":
+            await self._store.drop_token(slug, token)
+            token = await self._token(slug)
+            if isinstance(token, Refusal):
+                return Answer(token)
+            answer = await self._send(slug, request, token, read, patience)
+        return answer
+
+    async def _send(
+        self, slug: str, request: Request, token: str | None, read: Reader[T], patience: float = PATIENCE
+    ) -> Answer[T]:
         """One request. `token` is None for the token request itself, which goes out without authentication."""
         account = self._accounts[slug]
         headers: dict[str, str] = {}
@@ -124,15 +139,17 @@ class VendorClient:
                     params=request.query or None,
                     json=request.json,
                     headers=headers,
+                    timeout=httpx.Timeout(patience, connect=10),
                 ) as response,
             ):
                 body = await _bounded(response)
         except TransportError as error:
             words = f"{type(error).__name__}: {error}".removesuffix(": ")
-            return 0, Refusal(code="vendor_unreachable", message=words), 0.0
+            return Answer(Refusal(code="vendor_unreachable", message=words), lost=not never_sent(error))
         if body is None:
-            return 0, Refusal(code="vendor_error", message=f"the answer has more than {MAX_ANSWER} bytes"), 0.0
-        return response.status_code, body, _retry_after(response)
+            words = f"the answer has more than {MAX_ANSWER} bytes"
+            return Answer(Refusal(code="vendor_error", message=words), lost=True)
+        return Answer(read(response.status_code, body), body, _retry_after(response))
 
 
 async def _bounded(response: httpx.Response) -> bytes | None:

@@ -1,20 +1,41 @@
-"""`/v1/jobs`: track, read, list, attach the vendor's id, refresh; timelines and outputs."""
+"""`/v1/jobs`: submit, track, read, list, attach the vendor's id, refresh, resolve; timelines and outputs."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from service.api.problems import ApiError, StoredFile, by_method, decode_body, read_body, read_query
+from service.api.problems import (
+    ApiError,
+    StoredFile,
+    by_method,
+    decode_body,
+    decode_object,
+    read_body,
+    read_query,
+)
+from service.api.submissions import accepted, place_in_line, read_submission
 from service.deployment import Deployment
 from service.fields import Checks, FieldError
-from service.jobs.tracker import Recorded
-from service.model import MAX_DEPTH, MAX_JOB_ID, Archive, Job, Observation, Source, Status, new_id, too_deep
+from service.jobs import tasks
+from service.jobs.tracker import How, Recorded
+from service.model import (
+    MAX_DEPTH,
+    MAX_JOB_ID,
+    Archive,
+    Job,
+    JobError,
+    Observation,
+    Source,
+    Status,
+    new_id,
+    too_deep,
+)
 from service.storage import content_type
 from service.vendors import VENDORS
 
@@ -49,14 +70,25 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, object] | None = None
 
 
+class ResolveRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator has found out about a job that was sent and not answered.
+
+    `adopt`: the vendor has it, as `vendor_job_id`. `resend` and `fail`: the vendor has not taken it.
+    """
+
+    action: Literal["adopt", "resend", "fail"]
+    vendor_job_id: VendorJobId | None = None
+
+
 def routes(deployment: Deployment) -> list[Route]:
     jobs = _Jobs(deployment)
     return [
-        by_method("/jobs", GET=jobs.list_, POST=jobs.track),
+        by_method("/jobs", GET=jobs.list_, POST=jobs.create),
         by_method("/jobs/{id}", GET=jobs.read, PATCH=jobs.attach),
         Route("/jobs/{id}/timeline", jobs.timeline, methods=["GET"]),
         Route("/jobs/{id}/outputs/{number}", jobs.output, methods=["GET"]),
         Route("/jobs/{id}/refresh", jobs.refresh, methods=["POST"]),
+        Route("/jobs/{id}/resolve", jobs.resolve, methods=["POST"]),
     ]
 
 
@@ -68,28 +100,45 @@ class _Jobs:
         self._storage = deployment.storage
         self._accounts = deployment.settings.accounts
 
-    async def track(self, request: Request) -> Response:
+    async def create(self, request: Request) -> Response:
         body = await read_body(request)
-        wanted = decode_body(body, TrackRequest, _CHECKS)
-        job_id = new_id("job", await self._store.now_ms())
-        recorded = await self._tracker.record(
-            Observation(
-                source=Source.SUBMIT,
-                status=Status.QUEUED if wanted.vendor_job_id else None,
-                vendor_job_id=wanted.vendor_job_id,
-                model=wanted.model,
-                metadata=wanted.metadata,
-                detail=self._not_polled(wanted.vendor),
-            ),
-            vendor=wanted.vendor,
-            job_id=job_id,
-            create=True,
-            idempotency=_idempotency(request, body),
+        given = decode_object(body)
+        if given.keys() & {"input", "vendor_input"}:
+            return await self._submit(request, body, given)
+        wanted = decode_body(given, TrackRequest, _CHECKS)
+        seen = Observation(
+            source=Source.SUBMIT,
+            status=Status.QUEUED if wanted.vendor_job_id else None,
+            vendor_job_id=wanted.vendor_job_id,
+            model=wanted.model,
+            metadata=wanted.metadata,
+            detail=self._no_account(wanted.vendor, "not polled"),
         )
-        if recorded.outcome == "conflict":
-            raise ApiError(409, "this Idempotency-Key was used with another body", job_id=recorded.job_id)
+        recorded = await self._create(request, body, seen, {"vendor": wanted.vendor})
         _refuse_taken(recorded, wanted.vendor_job_id)
         return await self._answer(recorded.job_id, 201, with_callback_url=True)
+
+    async def _submit(self, request: Request, body: bytes, given: dict[str, msgspec.Raw]) -> Response:
+        """The row, the first fact and the task that sends it, in one commit."""
+        wanted, order = read_submission(given, _CHECKS)
+        if why := self._no_account(wanted.vendor, "cannot submit"):
+            raise ApiError(409, why)
+        seen, submission = accepted(wanted, order)
+        how: How = {
+            "vendor": wanted.vendor,
+            "order": submission,
+            "line": place_in_line(self._accounts[wanted.vendor], order),
+        }
+        recorded = await self._create(request, body, seen, how)
+        return await self._answer(recorded.job_id, 202, with_callback_url=True)
+
+    async def _create(self, request: Request, body: bytes, seen: Observation, how: How) -> Recorded:
+        how["job_id"] = new_id("job", await self._store.now_ms())
+        how["create"], how["idempotency"] = True, _idempotency(request, body)
+        recorded = await self._tracker.record(seen, **how)
+        if recorded.outcome == "conflict":
+            raise ApiError(409, "this Idempotency-Key was used with another body", job_id=recorded.job_id)
+        return recorded
 
     async def list_(self, request: Request) -> Response:
         query = read_query(request, _FILTERS)
@@ -124,7 +173,7 @@ class _Jobs:
         return await self._answer(request.path_params["id"], 200)
 
     async def attach(self, request: Request) -> Response:
-        wanted = decode_body(await read_body(request), AttachRequest, _CHECKS)
+        wanted = decode_body(decode_object(await read_body(request)), AttachRequest, _CHECKS)
         if wanted == AttachRequest():
             return await self.read(request)
         for _ in range(5):  # two callers may add metadata at the same time
@@ -171,21 +220,52 @@ class _Jobs:
 
     async def refresh(self, request: Request) -> Response:
         job = await self._job(request)
-        why = "its vendor_job_id is not known" if job.vendor_job_id is None else self._not_polled(job.vendor)
-        failed = job.archive is Archive.FAILED
-        if why and not failed:
-            raise ApiError(409, f"the vendor cannot be asked about this job: {why}")
-        await self._tracker.record(
-            Observation(
-                source=Source.OPERATOR,
-                archive=Archive.WAITING if failed else None,
-                detail="asked to look again" + (" and to store the outputs" if failed else ""),
-            ),
-            vendor=job.vendor,
-            job_id=job.id,
-            poll_now=True,
+        why = (
+            "its vendor_job_id is not known"
+            if job.vendor_job_id is None
+            else self._no_account(job.vendor, "not polled")
         )
+        failed = job.archive is Archive.FAILED
+        lost = job.status is Status.UNCONFIRMED and await self._store.ordered(job.id) is not None
+        if why and not failed and not lost:
+            raise ApiError(409, f"the vendor cannot be asked about this job: {why}")
+        seen = Observation(
+            source=Source.OPERATOR,
+            archive=Archive.WAITING if failed else None,
+            detail="asked to look again" + (" and to store the outputs" if failed else ""),
+        )
+        how: How = {"vendor": job.vendor, "job_id": job.id, "poll_now": True}
+        if lost:
+            how |= {"task": tasks.SUBMIT, "retry_in": 0}
+        await self._tracker.record(seen, **how)
         return await self._answer(job.id, 202)
+
+    async def resolve(self, request: Request) -> Response:
+        wanted = decode_body(decode_object(await read_body(request)), ResolveRequest, {})
+        job = await self._job(request)
+        if (wanted.action == "adopt") != (wanted.vendor_job_id is not None):
+            wrong = FieldError("vendor_job_id", "goes with the action adopt, and only with it")
+            raise ApiError(422, "the request has fields that cannot be used", [wrong])
+        how: How = {"vendor": job.vendor, "job_id": job.id, "expect": {"status": Status.UNCONFIRMED}}
+        if wanted.action == "adopt":
+            seen = Observation(
+                source=Source.SUBMIT,
+                status=Status.QUEUED,
+                vendor_job_id=wanted.vendor_job_id,
+                detail="the operator knows its id at the vendor",
+            )
+        elif wanted.action == "resend":
+            words = "the operator: the vendor has not taken it; it is sent again"
+            seen = Observation(source=Source.OPERATOR, status=Status.PENDING, detail=words)
+            how |= {"task": tasks.SUBMIT, "retry_in": 0}
+        else:
+            error = JobError(code="not_taken", message="the vendor has not taken it, says the operator", retryable=True)
+            seen = Observation(source=Source.OPERATOR, status=Status.FAILED, error=error, detail=error.message)
+        recorded = await self._tracker.record(seen, **how)
+        _refuse_taken(recorded, wanted.vendor_job_id)
+        if recorded.outcome == "changed":
+            raise ApiError(409, f"only an unconfirmed job can be resolved; this one is {job.status.value}")
+        return await self._answer(job.id, 200)
 
     async def _job(self, request: Request) -> Job:
         return msgspec.json.decode(await self._row(request.path_params["id"]), type=Job)
@@ -204,9 +284,9 @@ class _Jobs:
         row = row[:-1] + b',"callback_url":' + msgspec.json.encode(url) + b"}"
         return _json(row, status, {"Location": f"/v1/jobs/{job_id}", "Cache-Control": "no-store"})
 
-    def _not_polled(self, vendor: str) -> str | None:
+    def _no_account(self, vendor: str, so: str) -> str | None:
         account = self._accounts[vendor]
-        return None if account.complete else f"not polled: {vendor} has no credentials; set {account.wanted}"
+        return None if account.complete else f"{so}: {vendor} has no credentials; set {account.wanted}"
 
 
 def _vendor_is_wrong(vendor: str) -> str | None:

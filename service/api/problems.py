@@ -37,7 +37,7 @@ class ApiError(Exception):
         detail: str,
         errors: list[FieldError] | None = None,
         headers: Mapping[str, str] | None = None,
-        **more: str,
+        **more: object,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -81,18 +81,26 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def decode_body(body: bytes, type_: type[T], checks: Checks) -> T:
-    """The body as `type_`, each field of which also passes its check.
+def decode_object(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of the body, each still in JSON.
 
     Raises:
-        ApiError: 400 where it is not a JSON object, 422 with every field that is missing, unknown or of the wrong type.
+        ApiError: 400 where it is not a JSON object.
     """
     try:
-        given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         raise ApiError(400, "the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise ApiError(400, "the body is not JSON") from None
+
+
+def decode_body(given: Mapping[str, object], type_: type[T], checks: Checks) -> T:
+    """The fields of a body as `type_`, each of which also passes its check.
+
+    Raises:
+        ApiError: 422 with every field that is missing, unknown or of the wrong type.
+    """
     found = read_fields(given, type_, checks)
     if isinstance(found, list):
         raise ApiError(422, "the request has fields that cannot be used", found)

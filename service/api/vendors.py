@@ -10,9 +10,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.deployment import Deployment
+from service.model import Limit
 from service.settings import Account
 from service.vendors import VENDORS
-from service.vendors.base import Limit, Vendor
+from service.vendors.base import Vendor
 from service.vendors.inputs import Input, Model
 
 #: JSON Schema.
@@ -46,7 +47,7 @@ class VendorEntry(msgspec.Struct, frozen=True, kw_only=True):
     docs: str
     callbacks: bool  #: whether the vendor calls back; else it is only polled
     credentials: Credentials
-    submissions: Limit | None  #: how many the vendor takes, where it says so
+    limits: dict[str, Limit]  #: how often this deployment calls it at most, by kind of call
     models: tuple[ModelEntry, ...]
 
 
@@ -68,7 +69,7 @@ def _vendor(vendor: Vendor, account: Account) -> VendorEntry:
         docs=vendor.DOCS,
         callbacks=vendor.RHYTHM.grace is not None,
         credentials=Credentials(present=account.complete, settings=account.wanted),
-        submissions=vendor.SUBMITS,
+        limits=account.limits,
         models=tuple(map(_model, vendor.MODELS)),
     )
 

@@ -29,6 +29,7 @@ from service.cli import demo_plan
 from service.cli.demo_plan import SCENES, Scene
 from service.cli.local import Local
 from service.cli.output import console, json_option, print_json, table
+from service.jobs import tasks
 from service.jobs.store import connect_sync
 from service.model import VERDICTS
 from service.settings import load
@@ -246,10 +247,11 @@ def _tidy(local: Local) -> None:
     """Take the demo's keys out of a Redis that is not its own."""
     settings = load(VENDORS.values(), local.environ)
     with connect_sync(settings) as redis:
-        for pattern in (f"{settings.key_prefix}:*", f"rq:*:{settings.archive_queue}*"):
+        queues = [settings.queue(task) for task in tasks.PATHS]
+        for pattern in (f"{settings.key_prefix}:*", *(f"rq:*:{queue}*" for queue in queues)):
             for key in redis.scan_iter(pattern, count=1000):
                 redis.unlink(key)
-        redis.srem("rq:queues", f"rq:queue:{settings.archive_queue}")
+        redis.srem("rq:queues", *(f"rq:queue:{queue}" for queue in queues))
 
 
 def _show(rows: list[Row]) -> None:

@@ -17,6 +17,7 @@ from rq import Worker as RQWorker
 from service import settings as settings_module
 from service.cli.client import environment
 from service.cli.output import console, json_option, print_json
+from service.jobs import tasks
 from service.jobs.store import connect_sync
 from service.settings import Settings, SettingsError
 from service.storage import Storage, StorageError
@@ -158,12 +159,16 @@ def _configured(redis: Redis, name: str) -> str | None:
 
 
 def _processes(settings: Settings, redis: Redis) -> Iterator[Finding]:
-    queue = Queue(settings.archive_queue, connection=redis)
-    workers = RQWorker.count(queue=queue)
+    queues = [Queue(settings.queue(task), connection=redis) for task in tasks.PATHS]
+    workers, waiting = RQWorker.count(queue=queues[0]), sum(queue.count for queue in queues)
     if workers:
-        yield Finding("ok", "worker", f"{workers} running, {queue.count} tasks waiting")
+        yield Finding("ok", "worker", f"{workers} running, {waiting} tasks waiting")
     else:
-        yield Finding("error", "worker", f"none is running, {queue.count} tasks wait", "start the worker process")
+        yield Finding("error", "worker", f"none is running, {waiting} tasks wait", "start the worker process")
+    unconfirmed = redis.scan_iter(f"{settings.key_prefix}:jobs:*:unconfirmed:*", count=1000)
+    if lost := sum(int(redis.zcard(key)) for key in unconfirmed):
+        fix = "see 'callsheet jobs list --status unconfirmed', then 'callsheet jobs resolve'"
+        yield Finding("warning", "submissions", f"{lost} were sent and not answered", fix)
     overdue = redis.zcount(f"{settings.key_prefix}:deadlines", "-inf", (time.time() - 300) * 1000)
     if overdue:
         yield Finding("error", "poller", f"{overdue} deadlines passed unseen", "start the poller process")

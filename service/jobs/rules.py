@@ -62,6 +62,8 @@ def decide(by: Witness, current: Status, observed: Status) -> Decision:
         return _decide_verdict(by, current)
     if observed in OURS and by not in (Witness.OWN, Witness.ASKED):
         return Decision.STALE
+    if observed is Status.PENDING and current is Status.UNCONFIRMED:  # certain now: the vendor has not taken it
+        return Decision.APPLY
     return Decision.APPLY if RANK[observed] > RANK[current] else Decision.STALE
 
 

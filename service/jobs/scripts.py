@@ -8,12 +8,12 @@ from __future__ import annotations
 import base64
 import zlib
 from importlib.resources import files
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
 from service.jobs import rules, tasks
-from service.model import ARCHIVE_EVENTS, STATUS_EVENTS, Job, Status
+from service.model import ARCHIVE_EVENTS, STATUS_EVENTS, Job, Limit, Status
 from service.settings import Settings
 
 #: Entries that the stream keeps, about. At one event of 1 KB each, some 100 MB.
@@ -23,6 +23,8 @@ TIMELINE_LENGTH: Final = 200
 PARKED_LENGTH: Final = 50
 PARKED_SECONDS: Final = 7 * 86_400
 IDEMPOTENCY_SECONDS: Final = 86_400
+#: While one job tries whether a vendor takes submissions again, the others wait so long.
+TRIAL_MS: Final = 5_000
 
 _DEFAULTS: Final = {"outputs": "[]", "metadata": "{}", "archive": '"none"'}
 
@@ -33,6 +35,18 @@ class Ask(msgspec.Struct, frozen=True):
     grace: int
     every: int
     slowest: int
+
+
+class Line(msgspec.Struct, frozen=True):
+    """At most so many requests in any window of so many milliseconds; a line forms in front of it."""
+
+    requests: int
+    window: int
+
+    @classmethod
+    def of(cls, limit: Limit) -> Self:
+        """A limit with some air: between here and the vendor, calls come closer to each other."""
+        return cls(limit.requests, int(limit.seconds * 1020) + 200)
 
 
 class Letter(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -65,7 +79,13 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ask: Ask | None = None  #: None: the vendor cannot be asked
     poll_now: bool = False
     expect: dict[str, str] | None = None  #: field → JSON: commit only while the job still says so
-    retry_in: int | None = None  #: ms until the task that failed is tried again
+    task: str | None = None  #: the fact is about this task, which runs again after `retry_in` ms, or never
+    retry_in: int | None = None
+    order: str | None = None  #: JSON: what a new job asks of the vendor
+    step: str | None = None  #: JSON: the model of the vendor's job that has to be done before
+    line: Line | None = None  #: a new job takes its place in it at once
+    sent: str | None = None  #: JSON: the sending that this fact begins; the same one may begin again
+    prepared: str | None = None  #: JSON: what was found and uploaded for the order so far
     quarantine: Letter | None = None
     create: bool = False
     deadline: int | None = None  #: ms that a new job may go without a verdict
@@ -94,12 +114,12 @@ def script_text(name: str, settings: Settings) -> str:
         "WITNESSES": {witness.value: number for number, witness in enumerate(rules.Witness)},
         "STATUS_EVENTS": {status.value: type_ for status, type_ in STATUS_EVENTS.items()},
         "ARCHIVE_EVENTS": {archive.value: type_ for archive, type_ in ARCHIVE_EVENTS.items()},
-        "ARCHIVE_TASK": {
-            "name": tasks.ARCHIVE_NAME,
-            "queue": settings.archive_queue,
-            "patience": tasks.PATIENCE * 1000,
-            "template": tasks.archive_template(settings.archive_queue),
+        "TASKS": {
+            task: {"queue": settings.queue(task), "template": tasks.template(task, settings.queue(task))}
+            for task in tasks.PATHS
         },
+        "PATIENCE": tasks.PATIENCE * 1000,
+        "TRIAL": TRIAL_MS,
         "STREAM_LENGTH": STREAM_LENGTH,
         "TIMELINE_LENGTH": TIMELINE_LENGTH,
         "PARKED_LENGTH": PARKED_LENGTH,

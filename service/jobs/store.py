@@ -4,7 +4,8 @@ Writes that change a job go through `commit.lua` alone, by way of tracker.py. Al
 
     job:{id} hash · timeline:{id} list · jobs:{vendor}:{status}:{archive} zset of ids · indexes set of those keys
     vendor_jobs:{vendor} hash, vendor's id → ours · parked:{vendor}:{vendor's id} list · idempotency:{…} string
-    polls:{vendor}, deadlines, tasks zsets of ids by due time · vendor:{vendor} hash · calls:{vendor}:{kind} list
+    polls:{vendor}, deadlines zsets of ids by due time · tasks the same of RQ job ids · turns:{vendor} the same by turn
+    vendor:{vendor}[:submit] hash · calls:{vendor}:{kind} list · costs:{day} hash of sums, cost_days set
     quarantine zset and quarantine:{id} hashes · stream · lease:{…} and token:{vendor} strings
     channels events, events:{id}
 """
@@ -20,8 +21,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.commands.core import AsyncScript
 
-from service.jobs.scripts import script_text, unpack_body
-from service.model import Job, Status
+from service.jobs.scripts import Line, script_text, unpack_body
+from service.model import Job, Status, Submission
 from service.settings import Settings
 
 
@@ -31,6 +32,27 @@ class Claim(msgspec.Struct, frozen=True):
     job_id: str
     vendor_job_id: str
     trial: bool = False  #: the vendor was unwell, and this is how it is found out whether it still is
+
+
+class Ordered(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job asks of its vendor, and how far that has come."""
+
+    submission: Submission
+    prepared: dict[str, object]  #: fields of `vendor_input` that were found or uploaded for it
+    step_done: bool  #: the vendor's job that comes before has succeeded
+    sent_at_ms: int  #: of the last sending; 0 where there was none
+    attempts: int  #: in vain, of what is being tried at the moment
+
+
+class CostSum(msgspec.Struct, frozen=True):
+    """One sum of one day: `what` is `jobs`, `unknown`, `estimated`, `charged` or `difference`."""
+
+    day: str
+    vendor: str
+    model: str | None
+    unit: str
+    what: str
+    amount: float
 
 
 def connect(settings: Settings) -> Redis:
@@ -105,8 +127,53 @@ class Store:
         return cast("list[bytes]", await self.redis.lrange(self.key("timeline", job_id), 0, -1))
 
     async def attempts(self, job_id: str) -> int:
-        """How often storing the outputs was tried in vain since it was last asked for."""
+        """How often the job's task was tried in vain since it was last asked for."""
         return int(await self.redis.hget(self.key("job", job_id), "_attempts") or 0)
+
+    async def ordered(self, job_id: str) -> Ordered | None:
+        """What a job asks of its vendor and how far that has come; None where others submit it."""
+        names = ("_order", "_prepared", "_step_at", "_sent_at", "_attempts")
+        order, prepared, step_at, sent_at, attempts = cast(
+            "list[bytes | None]", await self.redis.hmget(self.key("job", job_id), names)
+        )
+        if order is None:
+            return None
+        return Ordered(
+            submission=msgspec.json.decode(order, type=Submission),
+            prepared=msgspec.json.decode(prepared or b"{}"),
+            step_done=step_at == b"succeeded",
+            sent_at_ms=int(sent_at or 0),
+            attempts=int(attempts or 0),
+        )
+
+    async def unconfirmed(self, vendor: str) -> dict[str, int]:
+        """The jobs that were sent to a vendor and not answered, and when (ms)."""
+        index = self.key("jobs", vendor, Status.UNCONFIRMED.value, "none")
+        ids = [_text(id_) for id_ in cast("list[bytes]", await self.redis.zrange(index, 0, -1))]
+        pipeline = self.redis.pipeline(transaction=False)
+        for id_ in ids:
+            pipeline.hget(self.key("job", id_), "_sent_at")
+        return {id_: int(at) for id_, at in zip(ids, await pipeline.execute(), strict=True) if at}
+
+    async def unknown(self, vendor: str, vendor_job_ids: list[str]) -> set[str]:
+        """Those of a vendor's ids that no job of ours has."""
+        if not vendor_job_ids:
+            return set()
+        found = await self.redis.hmget(self.key("vendor_jobs", vendor), vendor_job_ids)
+        return {id_ for id_, ours in zip(vendor_job_ids, found, strict=True) if ours is None}
+
+    async def costs(self, since: str, until: str) -> list[CostSum]:
+        """The sums of the days from `since` to `until` (ISO dates, both included)."""
+        every = sorted(_text(day) for day in cast("set[bytes]", await self.redis.smembers(self.key("cost_days"))))
+        days = [day for day in every if since <= day <= until]
+        pipeline = self.redis.pipeline(transaction=False)
+        for day in days:
+            pipeline.hgetall(self.key("costs", day))
+        return [
+            CostSum(day, *msgspec.json.decode(field, type=tuple[str, str | None, str, str]), float(amount))
+            for day, fields in zip(days, await pipeline.execute(), strict=True)
+            for field, amount in fields.items()
+        ]
 
     # -- quarantine --------------------------------------------------------------------------------
 
@@ -190,20 +257,27 @@ class Store:
 
     # -- vendors: health, rates, tokens ---------------------------------------------------------------
 
-    async def vendor_well(self, vendor: str) -> None:
-        await self._vendor(args=["well", vendor])
+    async def vendor_well(self, vendor: str, kind: str = "read") -> None:
+        await self._vendor(args=["well", vendor, kind])
 
-    async def vendor_unwell(self, vendor: str, wait_ms: int = 0) -> float:
+    async def vendor_unwell(self, vendor: str, wait_ms: int = 0, kind: str = "read", age_ms: int = 0) -> float:
         """Leave a vendor alone for a while: at least `wait_ms`, longer with every failure in a row.
+
+        `age_ms` is how long ago the call was made: calls that were under way together fail together, as one.
 
         Returns:
             Seconds until it is tried again.
         """
-        return int(await self._vendor(args=["unwell", vendor, wait_ms])) / 1000
+        return int(await self._vendor(args=["unwell", vendor, kind, wait_ms, age_ms])) / 1000
 
-    async def take_turn(self, vendor: str, kind: str, requests: int, window_ms: int) -> float:
+    async def take_turn(self, vendor: str, kind: str, line: Line) -> float:
         """Seconds to wait before a call may be made; 0 where the turn is taken by this very question."""
-        return int(await self._vendor(args=["take", vendor, kind, requests, window_ms])) / 1000
+        return int(await self._vendor(args=["take", vendor, kind, line.requests, line.window])) / 1000
+
+    async def submit_turn(self, vendor: str, job_id: str, line: Line | None) -> float:
+        """The same for a job that is to be sent: in the order of the line, and not while its vendor is left alone."""
+        line = line or Line(0, 0)
+        return int(await self._vendor(args=["turn", vendor, "submit", line.requests, line.window, job_id])) / 1000
 
     async def cached_token(self, vendor: str) -> str | None:
         found = await self.redis.get(self.key("token", vendor))
@@ -229,6 +303,6 @@ class Store:
     async def give_up(self, name: str, owner: str) -> None:
         await self._held(args=["drop", self.key("lease", name), owner])
 
-    async def alive(self, job_id: str, seconds: float) -> None:
+    async def alive(self, rq_id: str, seconds: float) -> None:
         """A running task's sign of life: the sweep leaves it alone for so long."""
-        await self.redis.zadd(self.key("tasks"), {job_id: await self.now_ms() + int(seconds * 1000)}, xx=True)
+        await self.redis.zadd(self.key("tasks"), {rq_id: await self.now_ms() + int(seconds * 1000)}, xx=True)

@@ -1,4 +1,4 @@
-"""The RQ tasks that a commit sets off: their queues, their dotted paths, and how often they are tried.
+"""The RQ tasks that commits set off: their names, their dotted paths, and how often they are tried.
 
 RQ only carries hints: a job's state in Redis is the truth, and the poller's sweep enqueues again whatever RQ loses. So
 every task is safe to run twice.
@@ -13,8 +13,12 @@ from rq.job import Job as RQJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-ARCHIVE_TASK: Final = "workers.archive.store_outputs"
-ARCHIVE_NAME: Final = "archive"  #: the RQ job's id is `archive-<job id>` (RQ job ids hold no colons)
+ARCHIVE: Final = "archive"
+SUBMIT: Final = "submit"
+
+#: Task → the function that RQ calls. Each has a queue of its own, so that slow downloads hold up no submission. The RQ
+#: job's id is `<task>-<job id>` (RQ job ids hold no colons), which is also how the poller's sweep knows it.
+PATHS: Final = {ARCHIVE: "workers.archive.store_outputs", SUBMIT: "workers.submit.send_order"}
 
 #: Seconds that a pushed task may stay without a sign of life before the sweep looks at it. A running task renews this.
 PATIENCE: Final = 60
@@ -26,27 +30,33 @@ ARCHIVE_RETRIES: Final = (2, 5, 15, 30, 60, 120, 300, 600, 1200, *[3600] * 22)
 #: only just appeared may need a moment to reach every edge of a CDN), or the file is too large.
 SHORT_RETRIES: Final = (2, 5, 15, 60)
 
+#: The same for what has to be done before a job can be sent: an upload, a token. Nothing was ordered by then.
+PREPARE_RETRIES: Final = (2, 5, 15, 60, 120, 300, 600)
+
+#: Seconds between looks at the vendor's list for a job that was sent and not answered; then it is the operator's.
+LOOKS: Final = (5, 20, 60, 180, 600)
+
 _RESULT_SECONDS: Final = 300
 _FAILURE_SECONDS: Final = 7 * 86_400
 _TIMEOUT_SECONDS: Final = 6 * 3600
 
 
-def archive_template(queue: str) -> list[str]:
-    """The hash of the RQ job that stores a job's outputs, as flat field, value, … with `%JOB%` and `%NOW%` to fill in.
+def template(task: str, queue: str) -> list[str]:
+    """The hash of a task's RQ job, as flat field, value, … with `%JOB%` and `%NOW%` to fill in.
 
     Made by RQ's own classes, so that what the commit script writes is what `Queue.enqueue` would have written; only
     the data stays uncompressed (RQ reads both) so that the script can put the job's id in.
     """
     job = RQJob.create(
-        ARCHIVE_TASK,
+        PATHS[task],
         args=("%JOB%",),
-        id=f"{ARCHIVE_NAME}-template",
+        id=f"{task}-template",
         connection=Redis(),  # never connected: RQ's classes want one
         serializer=JSONSerializer,
         timeout=_TIMEOUT_SECONDS,
         result_ttl=_RESULT_SECONDS,
         failure_ttl=_FAILURE_SECONDS,
-        description=f"{ARCHIVE_TASK}('%JOB%')",
+        description=f"{PATHS[task]}('%JOB%')",
         status=JobStatus.QUEUED,
     )
     job.origin = queue

@@ -18,9 +18,9 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from service.jobs import rules
-from service.jobs.scripts import Ask, Commit, Idempotency, Letter, pack_body, script_text
+from service.jobs.scripts import Ask, Commit, Idempotency, Letter, Line, pack_body, script_text
 from service.jobs.tokens import redact, redact_whole
-from service.model import Job, Observation
+from service.model import Job, Observation, Submission
 from service.settings import Settings
 
 #: Bytes of raw evidence that a timeline entry keeps. Quarantine keeps a callback whole.
@@ -55,12 +55,9 @@ class Recorded(msgspec.Struct, frozen=True):
     job_id: str  #: empty for `parked` and for `quarantined` without a job
 
 
-class How(TypedDict, total=False):
+class Circumstances(TypedDict, total=False):
     """How a fact came in, and what is to be done about it beside what the rules say."""
 
-    vendor: Required[str]
-    #: Our id. Without it the job is found by the observation's `vendor_job_id`, or the fact is parked under that.
-    job_id: str | None
     #: The evidence, kept in the timeline up to 64 KiB, callback tokens blanked out.
     raw: bytes
     #: It came by the vendor's shared URL, whose verdicts the vendor has to confirm where it can be asked.
@@ -71,12 +68,29 @@ class How(TypedDict, total=False):
     quarantine: tuple[str, bytes] | None
     #: Field → value: commit only while the job still says so.
     expect: Mapping[str, object]
-    #: Seconds until a task that did not succeed is tried again.
+    #: The task that the fact is about. It runs again after `retry_in` seconds; without that, never; with 0, at once and
+    #: with all its tries before it. A fact with a problem is one of its tries.
+    task: str
     retry_in: float
+    #: What was found and uploaded so far for the order: fields of `vendor_input`.
+    prepared: Mapping[str, object]
+    #: The sending that this fact begins: whoever commits it may send. Saying it again changes nothing.
+    sending: str
     #: The job's row does not exist yet and is made by this fact.
     create: bool
+    #: What the new job asks of the vendor, and the place that it takes in the vendor's line.
+    order: Submission
+    line: Line | None
     #: The caller's idempotency key, and the request's body.
     idempotency: tuple[str, bytes] | None
+
+
+class How(Circumstances, total=False):
+    """Whose job a fact is about, and how it came in."""
+
+    vendor: Required[str]
+    #: Our id. Without it the job is found by the observation's `vendor_job_id`, or the fact is parked under that.
+    job_id: str | None
 
 
 class Tracker:
@@ -120,7 +134,8 @@ class Tracker:
             )
         told = {name: _json(value) for name in _TOLD if (value := getattr(seen, name)) is not None}
         quarantine, idempotency, retry_in = how.get("quarantine"), how.get("idempotency"), how.get("retry_in")
-        create = how.get("create", False)
+        create, order, line = how.get("create", False), how.get("order"), how.get("line")
+        prepared, sending = how.get("prepared"), how.get("sending")
         return _pack(
             Commit(
                 vendor=vendor,
@@ -137,7 +152,13 @@ class Tracker:
                 ask=ask,
                 poll_now=how.get("poll_now", False),
                 expect={name: _json(value) for name, value in how.get("expect", {}).items()} or None,
+                task=how.get("task"),
                 retry_in=None if retry_in is None else int(retry_in * 1000),
+                order=_encode(order).decode() if order else None,
+                step=_json(order.step) if order and order.step else None,
+                line=line,
+                sent=_json(sending) if sending else None,
+                prepared=_json(prepared) if prepared else None,
                 quarantine=_letter(vendor, *quarantine) if quarantine else None,
                 create=create,
                 deadline=self._deadline if create else None,

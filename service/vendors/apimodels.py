@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import ceil
-from typing import Final
+from typing import Annotated, Final
 
-from service.model import Cost, Observation, Source, Status
+from msgspec import Meta
+
+from service.model import Cost, JobError, Limit, Observation, Source, Status
 from service.vendors.base import (
     CANCELLED_WORDS,
-    Limit,
+    NO_UPLOADS,
     Refusal,
     Request,
     Rhythm,
@@ -20,10 +22,13 @@ from service.vendors.base import (
     no_list_request,
     no_token,
     no_token_request,
+    no_uploads,
 )
 from service.vendors.inputs import (
     AudioSeconds,
     AudioUrl,
+    Choice,
+    First,
     Id,
     Input,
     Model,
@@ -59,9 +64,9 @@ DOCS: Final = "https://apimodels.app/zh/docs/kling-lip-sync"
 BASE_URL: Final = "https://apimodels.app"
 CREDENTIALS: Final = (("APIMODELS_API_KEY",),)
 RHYTHM: Final = Rhythm(grace=30, every=5)
-READS: Final = Limit(requests=10, seconds=1)  # the page has no limit: ours
-SUBMITS: Final = None
+LIMITS: Final = {"read": Limit(requests=10, seconds=1)}  # the page has no limit: ours
 LIST_PAGE: Final = 0
+UPLOADS: Final = NO_UPLOADS
 
 IDENTIFY_FACE: Final = "kling-identify-face"
 LIP_SYNC: Final = "kling-advanced-lip-sync"
@@ -91,15 +96,23 @@ class IdentifyInput(Input, frozen=True, kw_only=True):
 
 
 class LipSyncInput(Input, frozen=True, kw_only=True):
+    """With a video, identify-face is asked first; without, its answer is in `vendor_input`."""
+
+    video_url: VideoUrl | None = None
     audio_url: AudioUrl
+    video_duration_seconds: VideoSeconds | None = None
     duration_seconds: AudioSeconds | None = None
 
 
 class Face(Input, frozen=True, kw_only=True):
-    """What identify-face found: the `session_id` of its video, and one of its faces."""
+    """What identify-face found, a `session_id` and one of its faces; or which face of `video_url` is meant."""
 
-    session_id: Id
-    face_id: Id
+    session_id: Id | None = None
+    face_id: Id | None = None
+    face: Annotated[
+        Annotated[int, Meta(ge=0, le=999)] | Id | None,
+        Meta(description="`first`, `largest`, a number from 0, or a face's id; first where it is not given"),
+    ] = None
 
 
 def _identify_cost(_: IdentifyInput, __: NoInput) -> Cost | None:
@@ -107,8 +120,43 @@ def _identify_cost(_: IdentifyInput, __: NoInput) -> Cost | None:
 
 
 def _lip_sync_cost(input: LipSyncInput, _: Face) -> Cost | None:
-    seconds = input.duration_seconds
-    return None if seconds is None else Cost(estimated=round(LIP_SYNC_USD * ceil(seconds / 5), 4), unit="USD")
+    if input.duration_seconds is None:
+        return None
+    first = 0 if input.video_url is None else IDENTIFY_USD
+    return Cost(estimated=round(LIP_SYNC_USD * ceil(input.duration_seconds / 5) + first, 4), unit="USD")
+
+
+def choose_face(own: Face, found: Mapping[str, object]) -> Choice | JobError:
+    """The face that is meant, of those in the result of identify-face."""
+    entries = map(mapping, several(found.get("face_list")))
+    sizes = {face_id: _size(face) for face in entries if (face_id := text(face.get("face_id")))}
+    session_id, ids = text(found.get("session_id")), list(sizes)
+    if session_id is None or not ids:
+        return JobError(code="no_face", message="no face was found in the video")
+    match own.face:
+        case None | "first":
+            at, why = 0, "the first"
+        case "largest":
+            at = ids.index(max(ids, key=sizes.__getitem__))
+            why = "the largest" if any(sizes.values()) else "the first: sizes are not told"
+        case int(at):
+            why = f"number {at}"
+        case face_id:
+            at, why = ids.index(face_id) if face_id in ids else len(ids), "as asked for"
+    count = f"{len(ids)} face{'s' * (len(ids) > 1)}"
+    if at >= len(ids):
+        return JobError(code="no_face", message=f"there is no face {own.face}: the video has {count}, numbered from 0")
+    return Choice(vendor_input={"session_id": session_id, "face_id": ids[at]}, words=f"{count}: {ids[at]} ({why})")
+
+
+def _size(face: dict[str, object]) -> float:
+    """The area of a face, 0 where its entry does not tell it. The page shows none: these are the usual names."""
+    for box in (face, *map(face.get, ("bbox", "box", "face_bbox"))):
+        sides = box[2:] if isinstance(box, list) and len(box) == 4 else [*map(mapping(box).get, ("width", "height"))]
+        width, height = map(amount, sides)
+        if size := amount(mapping(box).get("area")) or (width and height and width * height):
+            return size
+    return 0
 
 
 MODELS: Final = (
@@ -116,8 +164,16 @@ MODELS: Final = (
         name=LIP_SYNC,
         input=LipSyncInput,
         vendor_input=Face,
-        price=f"{LIP_SYNC_USD} USD per 5 seconds",
-        limits="a face that kling-identify-face has found, and a voice at a public address",
+        one_of=(("input.video_url", "vendor_input.session_id"),),
+        needs={
+            "vendor_input.session_id": "vendor_input.face_id",
+            "vendor_input.face_id": "vendor_input.session_id",
+            "vendor_input.face": "input.video_url",
+            "input.video_duration_seconds": "input.video_url",
+        },
+        first=First(model=IDENTIFY_FACE, field="video_url", choose=choose_face),
+        price=f"{LIP_SYNC_USD} USD per 5 seconds, and {IDENTIFY_USD} where faces have to be found",
+        limits="files at public addresses; or a face that kling-identify-face has found",
         unit="USD",
         estimate=_lip_sync_cost,
     ),
@@ -138,6 +194,7 @@ GENERATION: Final = {name: name for name in ("video_url", "audio_url", "session_
 
 token_request, read_token = no_token_request, no_token
 list_request, read_list = no_list_request, no_list
+upload_request, read_upload, file_request, read_file = no_uploads
 
 
 def headers(credentials: Mapping[str, str]) -> dict[str, str]:

@@ -12,11 +12,11 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from service.model import Observation, Status
+from service.model import Limit, Observation, Status
 from service.vendors.inputs import Input, Model
 
 #: Codes of a vendor's refusal, the same for every vendor; the vendor's own words go in `message`.
-RETRYABLE: Final = frozenset({"rate_limited", "vendor_error", "vendor_unreachable", "unauthorized"})
+RETRYABLE: Final = frozenset({"rate_limited", "vendor_error", "vendor_unreachable"})
 
 #: On no vendor's page, yet there is one way to understand them.
 CANCELLED_WORDS: Final = {"cancelled": Status.CANCELLED, "canceled": Status.CANCELLED}
@@ -73,11 +73,12 @@ class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
     slowest: float = 300.0
 
 
-class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """At most `requests` in any window of `seconds`, over all processes."""
+class Slot(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the bytes of an upload go."""
 
-    requests: int
-    seconds: float
+    url: str  #: for a PUT, without our authentication
+    headers: dict[str, str]
+    file_id: str  #: the vendor's id of the file, once it is ready
 
 
 class Vendor(Protocol):
@@ -106,16 +107,19 @@ class Vendor(Protocol):
     def RHYTHM(self) -> Rhythm: ...
 
     @property
-    def READS(self) -> Limit:
-        """How often status and list may be called."""
+    def LIMITS(self) -> Mapping[str, Limit]:
+        """How often it may be called, by kind of call, over all processes.
+
+        `read` is for status, list and file; `submit` and `upload` are there where the vendor says so.
+        """
 
     @property
     def LIST_PAGE(self) -> int:
         """Rows on a page of the list call; 0 where the vendor has no list call."""
 
     @property
-    def SUBMITS(self) -> Limit | None:
-        """How often a job may be submitted, where the vendor says so."""
+    def UPLOADS(self) -> Mapping[str, tuple[str, ...]]:
+        """The input fields that it takes only as files of its own → their endings; the first where none is known."""
 
     @property
     def MODELS(self) -> tuple[Model[Any, Any], ...]:
@@ -134,8 +138,19 @@ class Vendor(Protocol):
     def list_request(self, page: int) -> Request:
         """The list call for a page, from 0. Only where `LIST_PAGE` is not 0."""
 
+    def upload_request(self, field: str, ending: str) -> Request:
+        """The request for a place to upload the file of one of `UPLOADS` to; `ending` is one of those it takes."""
+
+    def read_upload(self, http_status: int, body: bytes) -> Slot | Refusal: ...
+
+    def file_request(self, file_id: str) -> Request:
+        """The question whether an uploaded file can be used yet."""
+
+    def read_file(self, http_status: int, body: bytes) -> bool | Refusal:
+        """Whether it can; a refusal where it never will."""
+
     def submit_request(self, model: str, input: Input, vendor_input: Input, callback_url: str | None) -> Request:
-        """The order of a job. `model` is the name of one of `MODELS`, the inputs are of its types."""
+        """The order of a job. `model` is the name of one of `MODELS`, the inputs are of its types, and prepared."""
 
     def read_submit(self, http_status: int, body: bytes) -> Observation | Refusal:
         """The answer to a submission: the vendor's job, queued or processing, or the vendor's no.
@@ -170,3 +185,26 @@ def no_list_request(page: int) -> Request:
 
 def no_list(http_status: int, body: bytes) -> ListPage | Refusal:
     return Refusal(code="vendor_error", message="this vendor has no list call")
+
+
+NO_UPLOADS: Final[Mapping[str, tuple[str, ...]]] = {}
+
+
+def no_upload_request(field: str, ending: str) -> Request:
+    raise LookupError("this vendor takes no uploads: its UPLOADS is empty")
+
+
+def no_upload(http_status: int, body: bytes) -> Slot | Refusal:
+    return Refusal(code="vendor_error", message="this vendor takes no uploads")
+
+
+def no_file_request(file_id: str) -> Request:
+    raise LookupError("this vendor takes no uploads: its UPLOADS is empty")
+
+
+def no_file(http_status: int, body: bytes) -> bool | Refusal:
+    return Refusal(code="vendor_error", message="this vendor takes no uploads")
+
+
+#: All four calls of an upload.
+no_uploads: Final = (no_upload_request, no_upload, no_file_request, no_file)

@@ -64,16 +64,75 @@ def takers(given: Mapping[str, object]) -> list[tuple[str, str]]:
 
 def fit(model: Model[Any, Any], given: Mapping[str, object], vendor_given: Mapping[str, object]) -> Order | Misfit:
     """The order that `input` and `vendor_input` make of one model."""
+    own, ours = model.vendor_input.__struct_fields__, model.input.__struct_fields__
+    misplaced = [FieldError(f"input.{name}", "goes under vendor_input") for name in given if name in own]
+    misplaced += [FieldError(f"vendor_input.{name}", "goes under input") for name in vendor_given if name in ours]
     input_ = read_fields(given, model.input, within="input.")
     vendor_input = read_fields(vendor_given, model.vendor_input, within="vendor_input.")
     broken = list(_broken(model, _named(given, "input.") | _named(vendor_given, "vendor_input.")))
     if isinstance(input_, Input) and isinstance(vendor_input, Input) and not broken:
         return Order(model=model, input=input_, vendor_input=vendor_input)
     once: dict[str, FieldError] = {}
-    for found in (input_, vendor_input, broken):
+    for found in (misplaced, input_, vendor_input, broken):
         for error in found if isinstance(found, list) else ():
             once.setdefault(error.field, error)
     return Misfit(model=model.name, errors=list(once.values()))
+
+
+def rebuild(vendor: str, model: str, input: object, vendor_input: object) -> Order:
+    """The order that was kept as JSON.
+
+    Raises:
+        LookupError: the vendor no longer has the model.
+        msgspec.ValidationError: the model no longer takes it.
+    """
+    found = model_of(vendor, model)
+    if found is None:
+        raise LookupError(f"{vendor} has no model {model}")
+    return Order(
+        model=found,
+        input=msgspec.convert(input, found.input),
+        vendor_input=msgspec.convert(vendor_input, found.vendor_input),
+    )
+
+
+# -- what comes before the submission -------------------------------------------------------------
+
+
+def first_of(order: Order) -> Order | None:
+    """The order of the job that has to be done before, of the same input; None where none is needed."""
+    first = order.model.first
+    if first is None or getattr(order.input, first.field) is None:
+        return None
+    (models,) = (vendor.MODELS for vendor in VENDORS.values() if order.model in vendor.MODELS)
+    (model,) = (model for model in models if model.name == first.model)
+    input_ = msgspec.convert(order.input, model.input, from_attributes=True)
+    return Order(model=model, input=input_, vendor_input=model.vendor_input())
+
+
+def to_upload(order: Order) -> dict[str, str]:
+    """The fields that the vendor takes only as files of its own, and the URLs that are given in them."""
+    urls = {field: getattr(order.input, field) for field in order.model.uploads}
+    return {field: url for field, url in urls.items() if url is not None}
+
+
+def prepared(order: Order, found: Mapping[str, object]) -> Order:
+    """The order with what was `found` in its `vendor_input`, and without the fields that this takes the place of."""
+    model, new = order.model, {f"vendor_input.{name}" for name in found}
+    spent = {name for group in model.one_of if new & set(group) for name in group} - new
+    spent |= {name for name, needed in model.needs.items() if needed in spent}
+
+    def without(within: str) -> dict[str, object]:
+        return {name.removeprefix(within): None for name in spent if name.startswith(within)}
+
+    return Order(
+        model=model,
+        input=msgspec.structs.replace(order.input, **without("input.")),
+        vendor_input=msgspec.structs.replace(order.vendor_input, **without("vendor_input."), **found),
+    )
+
+
+# -- the fields that are given --------------------------------------------------------------------
 
 
 def _named(given: Mapping[str, object], within: str) -> set[str]:
@@ -91,9 +150,8 @@ def _broken(model: Model[Any, Any], given: set[str]) -> Iterator[FieldError]:
             yield from (FieldError(name, f"is one too many: {words}") for name in present)
     for name, needed in model.needs.items():
         if name in given and needed not in given:
-            instead = any(needed in group and given & set(group) for group in model.one_of)
-            yield (
-                FieldError(name, f"goes only with {needed}")
-                if instead
-                else FieldError(needed, f"is required with {name}")
-            )
+            choices = [given & set(group) for group in model.one_of if needed in group]
+            if any(choices):
+                yield FieldError(name, f"goes only with {needed}")
+            elif not choices:  # else something of the group is required anyway
+                yield FieldError(needed, f"is required with {name}")

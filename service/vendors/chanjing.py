@@ -1,6 +1,6 @@
 """Chanjing (蝉镜): an envelope `{code, msg, data}` around a video, whose status is a number.
 
-Its page describes the submission and the callback; detail, list and token are from other pages of the vendor.
+Its page describes the submission and the callback; detail, list, token and files are from other pages of the vendor.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-from service.model import Cost, Observation, Source, Status
-from service.vendors.base import CANCELLED_WORDS, Limit, ListPage, Refusal, Request, Rhythm, Token
+from service.model import Cost, Limit, Observation, Source, Status
+from service.vendors.base import CANCELLED_WORDS, ListPage, Refusal, Request, Rhythm, Slot, Token
 from service.vendors.inputs import (
     AudioSeconds,
     AudioUrl,
@@ -27,6 +27,7 @@ from service.vendors.inputs import (
 from service.vendors.reading import (
     amount,
     answered,
+    complaint,
     decode,
     failure,
     known,
@@ -53,9 +54,13 @@ DOCS: Final = "https://doc.chanjing.cc/api/lip-syncing/create_task.html"
 BASE_URL: Final = "https://open-api.chanjing.cc"
 CREDENTIALS: Final = (("CHANJING_ACCESS_TOKEN",), ("CHANJING_APP_ID", "CHANJING_SECRET_KEY"))
 RHYTHM: Final = Rhythm(grace=30, every=10)
-READS: Final = Limit(requests=10, seconds=1)  # detail and list, each
-SUBMITS: Final = Limit(requests=10, seconds=60)
+LIMITS: Final = {
+    "read": Limit(requests=10, seconds=1),  # detail and list, each
+    "submit": Limit(requests=10, seconds=60),
+    "upload": Limit(requests=30, seconds=60),
+}
 LIST_PAGE: Final = 100
+UPLOADS: Final = {"video_url": (".mp4", ".mov", ".webm"), "audio_url": (".mp3", ".m4a", ".wav")}
 
 #: `status` of the video_lip_sync calls alone: another call of this vendor says 30 for success.
 VIDEO_LIP_SYNC: Final = {
@@ -78,6 +83,10 @@ REFUSALS: Final[dict[float, str]] = {
     50000: "vendor_error",
 }
 
+#: A file's `status`: 0 until it can be used, and those with which it never can.
+READY: Final = 1
+LOST: Final[dict[float, str]] = {98: "is unsafe", 99: "was deleted", 100: "was purged"}
+
 
 class VideoLipSyncInput(Input, frozen=True, kw_only=True):
     """A video, and either a text with a voice or a recorded voice."""
@@ -91,7 +100,7 @@ class VideoLipSyncInput(Input, frozen=True, kw_only=True):
 
 
 class VideoLipSyncOptions(Input, frozen=True, kw_only=True):
-    """The vendor takes files, not URLs: a URL has to be uploaded first, and its file's id put here."""
+    """The vendor takes files, not URLs: a URL is uploaded first, and its file's id goes here."""
 
     video_file_id: Id | None = None
     audio_file_id: Id | None = None
@@ -126,6 +135,7 @@ def _model(name: str, beans: int) -> Model[VideoLipSyncInput, VideoLipSyncOption
             "vendor_input.speed": "input.text",
             "vendor_input.pitch": "input.text",
         },
+        uploads={"video_url": "video_file_id", "audio_url": "audio_file_id"},
         price=f"{beans} bean{'s' * (beans > 1)} a second",
         limits="video as MP4, MOV or WebM; voice as MP3, M4A or WAV; 10 jobs a minute",
         unit="beans",
@@ -177,8 +187,42 @@ def read_token(body: bytes) -> Token | Refusal:
     return Token(value=value, expires_at=expires_at.timestamp())
 
 
+def upload_request(field: str, ending: str) -> Request:
+    kind = field.removesuffix("_url")
+    query = {"service": f"lip_sync_{kind}", "name": f"{kind}{ending}"}
+    return Request(path="/open/v1/common/create_upload_url", query=query)
+
+
+def read_upload(http_status: int, body: bytes) -> Slot | Refusal:
+    answer = decode(body)
+    data = mapping(mapping(answer).get("data"))
+    url, file_id, mime_type = media_url(data.get("sign_url")), text(data.get("file_id")), text(data.get("mime_type"))
+    if no := _refused(http_status, answer):
+        return no
+    if url is None or file_id is None:
+        return Refusal(code="vendor_error", message="an answer without an address and a file's id")
+    # The address is signed with the type: the bytes have to come under it.
+    headers = {"Content-Type": mime_type} if mime_type and mime_type.isascii() and mime_type.isprintable() else {}
+    return Slot(url=url, headers=headers, file_id=file_id)
+
+
+def file_request(file_id: str) -> Request:
+    return Request(path="/open/v1/common/file_detail", query={"id": file_id})
+
+
+def read_file(http_status: int, body: bytes) -> bool | Refusal:
+    answer = decode(body)
+    data = mapping(mapping(answer).get("data"))
+    status, words = number(data.get("status")) or 0, complaint(data)
+    if no := _refused(http_status, answer):
+        return no
+    if status in LOST:
+        return Refusal(code="invalid_input", message=f"the file {LOST[status]}{f': {words}' if words else ''}")
+    return status == READY
+
+
 def submit_request(model: str, input: Input, vendor_input: Input, callback_url: str | None) -> Request:
-    """Of files alone: what is given as a URL has to be uploaded, and named in `vendor_input`, before."""
+    """Of files alone: what was given as a URL is uploaded, and named in `vendor_input`."""
     speech = given(input, SPEECH) | given(vendor_input, SPEECH)
     body: dict[str, object] = {"model": GRADES[model], "audio_type": "tts" if speech else "audio"}
     if speech:

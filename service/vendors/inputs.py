@@ -12,7 +12,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from service.model import Cost
+from service.model import Cost, JobError
 
 #: What every vendor fetches by itself: http or https, a host, and no white space.
 Url = Annotated[str, Meta(pattern=r"^(?!.*\s)https?://[^/?#]", max_length=2048)]
@@ -52,6 +52,21 @@ InputT = TypeVar("InputT", bound=Input)
 OwnT = TypeVar("OwnT", bound=Input)
 
 
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """What is taken of a first job's result."""
+
+    vendor_input: dict[str, object]  #: the fields that it fills
+    words: str  #: one sentence for the timeline
+
+
+class First(msgspec.Struct, Generic[OwnT], frozen=True, kw_only=True):
+    """A job of the vendor's that has to be done before, where `field` is given: its result is what the order lacks."""
+
+    model: str  #: the name of the vendor's model that it is
+    field: str  #: the input field that makes it necessary
+    choose: Callable[[OwnT, Mapping[str, object]], Choice | JobError]  #: from the order's own input and the result
+
+
 class Model(msgspec.Struct, Generic[InputT, OwnT], frozen=True, kw_only=True):
     """One thing that a vendor makes. Fields in `one_of` and `needs` are named `input.…` or `vendor_input.…`."""
 
@@ -60,6 +75,8 @@ class Model(msgspec.Struct, Generic[InputT, OwnT], frozen=True, kw_only=True):
     vendor_input: type[OwnT]
     one_of: tuple[tuple[str, ...], ...] = ()  #: of each group exactly one field is given
     needs: Mapping[str, str] = {}  #: a field → the field without which it means nothing
+    uploads: Mapping[str, str] = {}  #: an input field that is uploaded first → the vendor_input field of its file's id
+    first: First[OwnT] | None = None
     price: str  #: for people
     limits: str  #: for people: what the vendor takes, and how much of it
     unit: str  #: of the price: `credits`, `beans`, `USD`

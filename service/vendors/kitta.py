@@ -6,8 +6,18 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote
 
-from service.model import Cost, Observation, Source, Status
-from service.vendors.base import CANCELLED_WORDS, Limit, ListPage, Refusal, Request, Rhythm, no_token, no_token_request
+from service.model import Cost, Limit, Observation, Source, Status
+from service.vendors.base import (
+    CANCELLED_WORDS,
+    NO_UPLOADS,
+    ListPage,
+    Refusal,
+    Request,
+    Rhythm,
+    no_token,
+    no_token_request,
+    no_uploads,
+)
 from service.vendors.inputs import (
     AudioSeconds,
     AudioUrl,
@@ -44,9 +54,9 @@ DOCS: Final = "https://docs.kittaai.com/zh/docs/api-reference/lip-sync/jobs"
 BASE_URL: Final = "https://kittaaudio.com"
 CREDENTIALS: Final = (("KITTA_API_TOKEN",),)
 RHYTHM: Final = Rhythm(every=3)  # the page: every 3 to 5 s until the verdict
-READS: Final = Limit(requests=10, seconds=1)  # the page has no limit: ours
-SUBMITS: Final = None
+LIMITS: Final = {"read": Limit(requests=10, seconds=1)}  # the page has no limit: ours
 LIST_PAGE: Final = 100  # the most that `limit` may be
+UPLOADS: Final = NO_UPLOADS
 
 #: The task's `status`. `completed` is the word of the vendor's older API.
 STATUSES: Final = {
@@ -102,6 +112,7 @@ TASK: Final = {
 }
 
 token_request, read_token = no_token_request, no_token
+upload_request, read_upload, file_request, read_file = no_uploads
 
 
 def headers(credentials: Mapping[str, str]) -> dict[str, str]:

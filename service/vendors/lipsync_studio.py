@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Final, Literal
 from urllib.parse import quote
 
-from service.model import Cost, Observation, Source, Status
+from service.model import Cost, Limit, Observation, Source, Status
 from service.vendors.base import (
     CANCELLED_WORDS,
-    Limit,
+    NO_UPLOADS,
     Refusal,
     Request,
     Rhythm,
@@ -20,6 +20,7 @@ from service.vendors.base import (
     no_list_request,
     no_token,
     no_token_request,
+    no_uploads,
 )
 from service.vendors.inputs import (
     AudioSeconds,
@@ -63,9 +64,9 @@ DOCS: Final = "https://lipsync.studio/api-platform"
 BASE_URL: Final = "https://lipsync.studio"
 CREDENTIALS: Final = (("LIPSYNC_STUDIO_API_KEY",),)
 RHYTHM: Final = Rhythm(grace=30, every=5)  # a job takes 30 to 120 s; asked for every 5 to 10 s
-READS: Final = Limit(requests=10, seconds=1)  # the page has no limit: ours
-SUBMITS: Final = None
+LIMITS: Final = {"read": Limit(requests=10, seconds=1)}  # the page has no limit: ours
 LIST_PAGE: Final = 0
+UPLOADS: Final = NO_UPLOADS
 
 #: Credits a second, by resolution; the first is the vendor's default.
 CREDITS: Final = {"480p": 2, "720p": 4}
@@ -191,6 +192,7 @@ FORM: Final = {
 
 token_request, read_token = no_token_request, no_token
 list_request, read_list = no_list_request, no_list
+upload_request, read_upload, file_request, read_file = no_uploads
 
 
 def headers(credentials: Mapping[str, str]) -> dict[str, str]:

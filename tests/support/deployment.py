@@ -46,6 +46,7 @@ def accounts(base_url: str = NOBODY, *, without: tuple[str, ...] = ()) -> dict[s
             base_url=f"{base_url}/{slug}",
             credentials={} if slug in without else dict.fromkeys(vendor.CREDENTIALS[0], f"secret of {slug}"),
             wanted=" or ".join(" + ".join(names) for names in vendor.CREDENTIALS),
+            limits=dict(vendor.LIMITS),
         )
         for slug, vendor in VENDORS.items()
     }
@@ -71,4 +72,6 @@ def environment(made: Settings) -> dict[str, str]:
         variables["POLL_GRACE_SECONDS"] = str(made.poll_grace)
     for slug, account in made.accounts.items():
         variables |= {f"{slug.upper()}_BASE_URL": account.base_url, **account.credentials}
+        for kind, limit in account.limits.items():
+            variables[f"{slug.upper()}_{kind.upper()}_LIMIT"] = f"{limit.requests}/{limit.seconds}"
     return variables

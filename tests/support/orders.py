@@ -17,10 +17,10 @@ Given = tuple[dict[str, Any], dict[str, Any]]
 
 
 def least(model: Model[Any, Any]) -> Given:
-    """What is required, and of each choice the first that is of `vendor_input`, for no vendor has our files."""
-    groups = {next((name for name in group if name.startswith("vendor_input.")), group[0]) for group in model.one_of}
-    values = {name: value for name, value in _examples(model).items() if name in groups or name in required(model)}
-    return split(values)
+    """What is required, and of each choice the first that is of `vendor_input`, with what that needs."""
+    names = {next((name for name in group if name.startswith("vendor_input.")), group[0]) for group in model.one_of}
+    names |= required(model) | {needed for name, needed in model.needs.items() if name in names}
+    return split({name: value for name, value in _examples(model).items() if name in names})
 
 
 def given(model: Model[Any, Any]) -> st.SearchStrategy[Given]:
@@ -84,6 +84,8 @@ def values(type_: inspect.Type) -> st.SearchStrategy[Any]:
             return st.text("abc-_019", max_size=8).map("sandbox-{}".format)  # files, faces and sessions that it knows
         case inspect.StrType():
             return st.text(min_size=1, max_size=20)
+        case inspect.UnionType(types=types):
+            return st.one_of(*map(values, types))
     raise NotImplementedError(f"make up a value of {type_}")
 
 
@@ -100,6 +102,6 @@ def _plain(type_: inspect.Type) -> inspect.Type:
     if isinstance(type_, inspect.Metadata):
         return _plain(type_.type)
     if isinstance(type_, inspect.UnionType):
-        (only,) = (one for one in type_.types if not isinstance(one, inspect.NoneType))
-        return _plain(only)
+        some = tuple(_plain(one) for one in type_.types if not isinstance(one, inspect.NoneType))
+        return some[0] if len(some) == 1 else inspect.UnionType(some)
     return type_

@@ -128,9 +128,9 @@ class Sandbox:
 
 
 @contextlib.contextmanager
-def sandbox_process(folder: Path) -> Iterator[Sandbox]:
-    """Run the sandbox on a port of its own choice."""
-    options = ["--port", "0", "--seconds", str(SECONDS), "--speed", "20"]
+def sandbox_process(folder: Path, *options: str) -> Iterator[Sandbox]:
+    """Run the sandbox on a port of its own choice, with more `options` of its command line."""
+    options = ("--port", "0", "--seconds", str(SECONDS), "--speed", "20", *options)
     with Process([BIN / "python", "-m", "sandbox", *options], log=folder / "sandbox.log") as process:
         started = process.wait_until(
             lambda: re.search(r"sandbox listening on (http://127\.0\.0\.1:\d+)", process.output()), "its address"

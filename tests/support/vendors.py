@@ -16,9 +16,11 @@ import msgspec
 import pytest
 
 import service.vendors
+from service.model import JobError
 from service.vendors import VENDORS
 from service.vendors.base import Refusal, Request, Vendor
-from service.vendors.catalogue import Misfit, Order, choose
+from service.vendors.catalogue import Misfit, Order, choose, first_of, prepared, to_upload
+from service.vendors.inputs import Choice, Model
 
 FIXTURES = Path(__file__).parents[1] / "vendors"
 MODULES = Path(service.vendors.__file__).parent
@@ -30,6 +32,10 @@ CALLS: dict[str, tuple[set[str], set[str]]] = {
     "submit": ({"body", "raw"}, {"http_status"}),
     "list": ({"body", "raw"}, {"http_status"}),
     "token": ({"body", "raw"}, set()),
+    "upload": ({"body", "raw"}, {"http_status"}),
+    "file": ({"body", "raw"}, {"http_status"}),
+    "upload_request": ({"args"}, set()),
+    "file_request": ({"args"}, set()),
     "status_request": ({"args"}, set()),
     "submit_request": ({"args"}, set()),
     "list_request": ({"args"}, set()),
@@ -50,9 +56,26 @@ REFUSALS = {
 
 
 def request_of(vendor: Vendor, order: Order | Misfit, callback_url: str | None) -> Request:
-    """The request that an order makes, which has to be one."""
+    """The request that an order makes, which has to be one, once it is ready."""
     assert isinstance(order, Order), order
+    order = ready(order)
     return vendor.submit_request(order.model.name, order.input, order.vendor_input, callback_url)
+
+
+def ready(order: Order) -> Order:
+    """The order once its files are uploaded and the job before it is done: with ids that the sandbox knows."""
+    found = [order.model.uploads[field] for field in to_upload(order)]
+    if first_of(order):
+        found += [name for choice in choices(order.model) if isinstance(choice, Choice) for name in choice.vendor_input]
+    return prepared(order, dict.fromkeys(found, "sandbox-x"))
+
+
+def choices(model: Model[Any, Any]) -> list[Choice | JobError]:
+    """What is chosen of the results, among the fixtures, of the job that goes before one of `model`."""
+    assert model.first
+    told_ = [fixture.data["expected"] for fixture in ALL if model in fixture.vendor.MODELS and "body" in fixture.data]
+    done = [one for one in told_ if (one.get("model"), one.get("status")) == (model.first.model, "succeeded")]
+    return [model.first.choose(model.vendor_input(), one["result"]) for one in done]
 
 
 class Fixture(msgspec.Struct, frozen=True):
@@ -98,8 +121,8 @@ class Fixture(msgspec.Struct, frozen=True):
             case "submit_request":
                 model, given, vendor_given, callback_url = self.data["args"]
                 return request_of(self.vendor, choose(self.slug, model, given, vendor_given), callback_url)
-            case "list":
-                return self.vendor.read_list(self.data.get("http_status", 200), self.body)
+            case "list" | "upload" | "file":
+                return getattr(self.vendor, f"read_{self.call}")(self.data.get("http_status", 200), self.body)
             case "token":
                 return self.vendor.read_token(self.body)
             case _:

@@ -21,6 +21,7 @@ if retry_at and #ids > 0 then -- one process tries, with one job
   redis.call('HSET', key('vendor', vendor), 'retry_at', NOW + ARGV[3])
 end
 for i, id in ipairs(ids) do
-  claimed[i] = {id, redis.call('HGET', key('job', id), 'vendor_job_id'), retry_at and 1 or 0}
+  local known, step = unpack(redis.call('HMGET', key('job', id), 'vendor_job_id', '_step_id'))
+  claimed[i] = {id, known or step, retry_at and 1 or 0}
 end
 return claimed

@@ -40,9 +40,9 @@ local function set_archive(job, id, archive)
   move(job, id, function() job.archive = quote(archive) end)
   if archive == 'waiting' then
     job._attempts = nil
-    push_task(id)
+    push_task('archive', id)
   else
-    redis.call('ZREM', key('tasks'), id)
+    redis.call('ZREM', key('tasks'), 'archive-' .. id)
   end
   if archive == 'stored' then job.stored_at = quote(iso(NOW)) end
   if ARCHIVE_EVENTS[archive] then announce(job, id, ARCHIVE_EVENTS[archive]) end
@@ -58,11 +58,17 @@ local function follow_up(job, id, status)
   end
 end
 
+-- What a job that is to be sent waits for: a task, a turn.
+local function stop_waiting(job, id, status)
+  job.scheduled_at, job._attempts = nil, nil
+  redis.call('ZREM', key('turns', unquote(job.vendor)), id)
+  if status ~= 'pending' and status ~= 'unconfirmed' then redis.call('ZREM', key('tasks'), 'submit-' .. id) end
+end
+
 local function set_status(job, id, status, told)
+  local before = unquote(job.status)
   move(job, id, function() job.status = quote(status) end)
-  if status ~= 'expired' and status ~= 'unconfirmed' then
-    job.submitted_at = told.submitted_at or job.submitted_at or quote(iso(NOW))
-  end
+  if before == 'pending' or before == 'unconfirmed' then stop_waiting(job, id, status) end
   if status == 'processing' then job.started_at = told.started_at or job.started_at or quote(iso(NOW)) end
   if is_verdict(status) then
     job.started_at = told.started_at or job.started_at
@@ -115,8 +121,12 @@ local SAME = {'model', 'submitted_at', 'started_at', 'result', 'outputs', 'error
 
 local function apply_status(job, id, fact, told)
   local status, current = fact.status, unquote(job.status)
-  if (current == 'pending' or current == 'unconfirmed') and (status == 'processing' or is_verdict(status)) then
-    set_status(job, id, 'queued', told) -- the vendor has it: subscribers hear so before they hear what became of it
+  local moves = status == 'queued' or status == 'processing'
+  if moves or (is_verdict(status) and (fact.source == 'callback' or fact.source == 'poll')) then -- the vendor has it
+    job.submitted_at = told.submitted_at or job.submitted_at or quote(iso(NOW))
+    if (current == 'pending' or current == 'unconfirmed') and status ~= 'queued' then
+      set_status(job, id, 'queued', told) -- subscribers hear so before they hear what became of it
+    end
   end
   advance(job, told)
   settle_cost(job, told)
@@ -137,12 +147,46 @@ local function apply_archive(job, id, fact, told)
   return 'apply'
 end
 
+-- Of a job that takes two of the vendor's jobs, what is about the first one: everything until that has succeeded, then
+-- only what names it.
+local function about_step(job, fact)
+  if not job._step or not (fact.status == 'queued' or fact.status == 'processing' or is_verdict(fact.status)) then return false end
+  if job._step_at ~= 'succeeded' then return true end
+  return fact.told.vendor_job_id == job._step_id or fact.told.model == job._step
+end
+
+local STEPS = {queued = 1, processing = 2, succeeded = 3}
+
+-- It is asked for like any other job; once it has succeeded, the job itself can be sent.
+local function apply_step(job, id, fact, told)
+  local status, current = fact.status, unquote(job.status)
+  if current ~= 'pending' and current ~= 'unconfirmed' then return 'stale' end
+  if is_verdict(status) and fact.witness == 'hinted' then return 'ask' end
+  if not STEPS[status] then
+    apply_status(job, id, fact, told)
+    return 'apply'
+  end
+  local known = STEPS[job._step_at] or 0
+  if STEPS[status] <= known then return STEPS[status] == known and 'same' or 'stale' end
+  if current == 'unconfirmed' then set_status(job, id, 'pending', told) end
+  job._step_at = status
+  if status == 'succeeded' then
+    job.result = told.result
+    redis.call('ZREM', key('polls', unquote(job.vendor)), id)
+    push_task('submit', id)
+  else
+    redis.call('ZREM', key('tasks'), 'submit-' .. id)
+  end
+  return 'apply'
+end
+
 -- What the fact does to the job. One of the table's decisions, or: 'update' (same status, something new in it),
 -- 'note' (nothing to decide: an attempt that failed, an id or metadata attached).
 local function decide(job, id, fact, told)
   if fact.problem then return fact.source == 'callback' and 'ask' or 'note' end
   if fact.archive then return apply_archive(job, id, fact, told) end
   if not fact.status then return 'note' end
+  if about_step(job, fact) then return apply_step(job, id, fact, told) end
   local current, witness = unquote(job.status), WITNESSES[fact.witness]
   local cell = witness * 64 + STATUSES[current] * 8 + STATUSES[fact.status] + 1
   local letter = RULES:sub(cell, cell)
@@ -164,10 +208,15 @@ local function decide(job, id, fact, told)
   return news and 'update' or 'same'
 end
 
+-- The vendor's id of what it can be asked about.
+local function asked_for(job)
+  return job.vendor_job_id or (job._step_at ~= 'succeeded' and job._step_id) or nil
+end
+
 -- When the vendor is asked next. fact.ask is its rhythm in ms; without it the vendor cannot be asked at all.
 local function schedule(job, id, fact, decision, linked)
   local ask = fact.ask
-  if not ask or not job.vendor_job_id then return end
+  if not ask or not asked_for(job) then return end
   local polls = key('polls', unquote(job.vendor))
   local done = is_verdict(unquote(job.status))
   if decision == 'ask' or fact.poll_now then
@@ -187,7 +236,7 @@ end
 
 local WHY = {same = 'known already', stale = 'older than what is known', ask = 'the vendor is asked', update = 'more about the same status'}
 
-local function remember(job, id, fact, decision, before)
+local function remember(job, id, fact, decision, before, linked, of_step)
   if fact.source == 'poll' and (decision == 'same' or decision == 'stale') then return end -- a poll without news is no news
   local trouble = fact.problem and fact.source == 'poll' and fact.problem or nil
   if trouble and job._trouble == trouble then return end -- said once, however often it is met
@@ -198,7 +247,8 @@ local function remember(job, id, fact, decision, before)
     return
   end
   local why = WHY[decision] or (decision == 'apply' and fact.status and ('was ' .. before)) or ''
-  if decision == 'ask' and not (fact.ask and job.vendor_job_id) then
+  if of_step and decision == 'apply' then why = 'the vendor\'s job before it: ' .. unquote(job._step) end
+  if decision == 'ask' and not (fact.ask and asked_for(job)) then
     why = 'the vendor cannot be asked: ' .. (fact.ask and 'its job id is not known' or 'no credentials')
   elseif decision == 'ask' and fact.status then
     why = 'not counted until ' .. why
@@ -207,14 +257,36 @@ local function remember(job, id, fact, decision, before)
     '"status":' .. (fact.status and quote(fact.status) or 'null'), '"applied":' .. (applied and 'true' or 'false'), '"why":' .. quote(why)}
   if fact.received then entry[#entry + 1] = '"received_at":' .. quote(iso(fact.received)) end
   if fact.archive then entry[#entry + 1] = '"archive":' .. quote(fact.archive) end
+  if linked then entry[#entry + 1] = '"vendor_job_id":' .. fact.told.vendor_job_id end
   if fact.problem then entry[#entry + 1] = '"problem":' .. quote(fact.problem) end
   if fact.detail then entry[#entry + 1] = '"detail":' .. fact.detail end
   if fact.raw and decision ~= 'same' then entry[#entry + 1] = '"raw":' .. fact.raw end
   redis.call('RPUSH', key('timeline', id), '{' .. table.concat(entry, ',') .. '}')
 end
 
+-- Adds a job that the vendor has taken to the sums of the day it was made on, or takes it away from them.
+local function count_cost(job, sign)
+  if not (job.cost and job.submitted_at) then return end
+  local cost, day = cjson.decode(job.cost), job.created_at:sub(2, 11)
+  local function add(what, amount)
+    local field = '[' .. job.vendor .. ',' .. (job.model or 'null') .. ',' .. cjson.encode(cost.unit) .. ',' .. quote(what) .. ']'
+    redis.call('HINCRBYFLOAT', key('costs', day), field, string.format('%.6f', sign * amount))
+  end
+  local estimated, charged = tonumber(cost.estimated), tonumber(cost.charged)
+  redis.call('SADD', key('cost_days'), day)
+  add('jobs', 1)
+  if estimated then add('estimated', estimated) end
+  if charged then add('charged', charged) end
+  if estimated and charged then add('difference', charged - estimated) end
+  if not (estimated or charged) then add('unknown', 1) end
+end
+
 local function save(id, job, stored)
   local changed, gone = {}, {}
+  if job.cost ~= stored.cost or job.model ~= stored.model or (job.submitted_at and not stored.submitted_at) then
+    count_cost(stored, -1)
+    count_cost(job, 1)
+  end
   for name, value in pairs(job) do
     if name ~= '_indexed' and stored[name] ~= value then
       changed[#changed + 1] = name
@@ -274,16 +346,39 @@ local function create(fact)
   local job = {id = quote(id), vendor = quote(fact.vendor), status = '"pending"', created_at = quote(iso(NOW)),
     expires_at = quote(iso(expires)), _expires = string.format('%d', expires), _since = string.format('%d', NOW)}
   move(job, id, function() end)
+  if fact.order then
+    job.cost, job._order, job._step = fact.told.cost, fact.order, fact.step
+    if fact.line then
+      local at = reserve(fact.vendor, id, fact.line.requests, fact.line.window)
+      if at > NOW then job.scheduled_at = quote(iso(at)) end
+    end
+    push_task('submit', id)
+  end
   return job
 end
 
 local function link(job, id, fact)
-  if not fact.vendor_job_id or job.vendor_job_id then return false end
+  local field = about_step(job, fact) and '_step_id' or 'vendor_job_id'
+  if not fact.vendor_job_id or job[field] then return false end
   local fresh = redis.call('HSETNX', key('vendor_jobs', fact.vendor), fact.vendor_job_id, id) == 1
   if not fresh then return nil end -- another job of ours has this id
-  job.vendor_job_id = fact.told.vendor_job_id
+  job[field] = fact.told.vendor_job_id
   job._since = string.format('%d', NOW)
   return true
+end
+
+-- When the task that the fact is about is run again: after retry_in ms, never (none), at once and from the beginning (0).
+local function reschedule(job, id, fact)
+  local rq_id = fact.task .. '-' .. id
+  if fact.problem then job._attempts = string.format('%d', (job._attempts or 0) + 1) end
+  if not fact.retry_in then
+    redis.call('ZREM', key('tasks'), rq_id)
+  elseif fact.retry_in == 0 then
+    push_task(fact.task, id)
+  else
+    redis.call('ZADD', key('tasks'), 'XX', NOW + fact.retry_in, rq_id)
+    if fact.task == 'submit' and job.status == '"pending"' then job.scheduled_at = quote(iso(NOW + fact.retry_in)) end
+  end
 end
 
 local function find(fact)
@@ -311,6 +406,7 @@ commit = function(fact, packed)
     if not job then return {'unknown_job', id} end
     job._indexed = index(job)
   end
+  if fact.sent and job._sent == fact.sent then return {'apply', id} end -- the same sending, whose answer was lost
   local stored = {}
   if not fact.create then
     for name, value in pairs(job) do stored[name] = value end
@@ -319,29 +415,31 @@ commit = function(fact, packed)
   for name, value in pairs(fact.expect or {}) do
     if (job[name] or DEFAULTS[name] or 'null') ~= value then return {'changed', id} end
   end
-  local known = job.vendor_job_id
+  local known = about_step(job, fact) and job._step_id or job.vendor_job_id
   if fact.vendor_job_id and known and known ~= fact.told.vendor_job_id and not fact.problem then
     return {'other_job', id}
   end
   local linked = false
-  if not fact.problem or fact.witness == 'told' then -- by the job's own URL even what is not understood may name the job
+  if not fact.problem or fact.witness == 'told' or fact.source == 'submit' then -- what is not understood may name the job
     linked = link(job, id, fact)
     if linked == nil and not fact.problem then
       return {'taken', redis.call('HGET', key('vendor_jobs', fact.vendor), fact.vendor_job_id)}
     end
   end
   local before = unquote(job.status)
-  if fact.source == 'archive' and fact.problem then
-    job._attempts = string.format('%d', (job._attempts or 0) + 1)
-    redis.call('ZADD', key('tasks'), 'XX', NOW + fact.retry_in, id)
-  end
   if not fact.problem then
     job.metadata = fact.told.metadata or job.metadata
+    job._prepared = fact.prepared or job._prepared
     if fact.create then job.model = fact.told.model end
   end
+  local of_step = about_step(job, fact)
   local decision = decide(job, id, fact, fact.told)
+  if fact.task then reschedule(job, id, fact) end
+  if fact.sent and decision == 'apply' then
+    job._sent, job._sent_at = fact.sent, string.format('%d', NOW)
+  end
   schedule(job, id, fact, decision, linked)
-  remember(job, id, fact, decision, before)
+  remember(job, id, fact, decision, before, linked, of_step)
   if fact.quarantine then quarantine(fact, id) end
   save(id, job, stored)
   if linked then unpark(id, fact.vendor, fact.vendor_job_id) end

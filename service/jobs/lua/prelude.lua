@@ -1,11 +1,16 @@
 -- Shared by every script. Above this file stands a header made by scripts.py: PREFIX, FIELDS, DEFAULTS, STATUSES,
--- WITNESSES, RULES, STATUS_EVENTS, ARCHIVE_EVENTS, ARCHIVE_TASK and the limits.
+-- WITNESSES, RULES, STATUS_EVENTS, ARCHIVE_EVENTS, TASKS and the limits.
 --
 -- A job is one hash. Each public field holds its own JSON, so that the job's JSON is a matter of joining strings and
 -- nothing is ever decoded and encoded again. Fields that begin with '_' are ours alone and never leave the store:
 --   _since    ms, when the vendor got the job (or when the row was made): its age sets the rhythm of polling
 --   _expires  ms, the deadline          _events   the types announced so far      _attempts  tries to store the outputs
 --   _unlisted facts that the full timeline no longer lists      _trouble  what polling stumbled over last
+-- and of a job that we submit:
+--   _order    JSON, what is asked of the vendor                 _prepared JSON, what was found and uploaded for it
+--   _sent     the sending that is or was under way, _sent_at ms when it began
+--   _step     JSON, the model of the vendor's job that has to be done before, _step_id JSON, the vendor's id of it,
+--             _step_at its status so far
 
 local time = redis.call('TIME')
 local NOW = time[1] * 1000 + math.floor(time[2] / 1000) -- Redis' clock is the only one that decides
@@ -56,9 +61,8 @@ end
 
 -- Puts a task of ours on its RQ queue, exactly as RQ's own enqueue would (a test holds the two side by side), and notes
 -- by when it should have moved. Whatever happens to the RQ job, the sweep finds that note.
-local function push_task(id)
-  local task = ARCHIVE_TASK
-  local rq_id = task.name .. '-' .. id
+local function push_task(name, id)
+  local task, rq_id = TASKS[name], name .. '-' .. id
   local at = iso(NOW, '000')
   local hash = {}
   for i, part in ipairs(task.template) do
@@ -69,5 +73,22 @@ local function push_task(id)
   redis.call('HSET', rq_key, unpack(hash))
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. task.queue)
   redis.call('RPUSH', 'rq:queue:' .. task.queue, rq_id)
-  redis.call('ZADD', key('tasks'), NOW + task.patience, id)
+  redis.call('ZADD', key('tasks'), NOW + PATIENCE, rq_id)
+end
+
+-- A place in the line for a vendor that takes only so many jobs in a window: when its turn should come. Turns that are
+-- still waited for stand in turns:{vendor}; those that were taken, in the log of calls.
+local function reserve(vendor, id, requests, window)
+  local turns = key('turns', vendor)
+  local waiting, before = redis.call('ZCARD', turns), nil
+  if waiting >= requests then
+    before = redis.call('ZRANGE', turns, waiting - requests, waiting - requests, 'WITHSCORES')[2]
+  else
+    before = redis.call('LINDEX', key('calls', vendor, 'submit'), requests - waiting - 1)
+  end
+  local last = redis.call('ZRANGE', turns, -1, -1, 'WITHSCORES')[2]
+  local held = redis.call('HGET', key('vendor', vendor, 'submit'), 'retry_at')
+  local at = math.max(NOW, before and before + window + 1 or 0, tonumber(last or 0), tonumber(held or 0))
+  redis.call('ZADD', turns, at, id)
+  return at
 end

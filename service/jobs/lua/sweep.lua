@@ -3,24 +3,41 @@
 -- ARGV: limit → number enqueued. A task that is still waiting in its queue's line is left there: RQ's queues are first in, first
 -- out, so one that was enqueued after the head of the queue has not been taken yet.
 
-local task = ARCHIVE_TASK
-local queue = 'rq:queue:' .. task.queue
-local head = redis.call('LINDEX', queue, 0)
-local head_since = head and redis.call('HGET', 'rq:job:' .. head, 'enqueued_at') or nil
+local heads = {} -- queue → when the task at its head was enqueued; false where there is none
+
+local function head_since(queue)
+  if heads[queue] == nil then
+    local head = redis.call('LINDEX', queue, 0)
+    heads[queue] = head and redis.call('HGET', 'rq:job:' .. head, 'enqueued_at') or false
+  end
+  return heads[queue]
+end
+
+local function needed(name, id)
+  local status, archive, order = unpack(redis.call('HMGET', key('job', id), 'status', 'archive', '_order'))
+  if name == 'archive' then return unquote(archive) == 'waiting' end
+  return order and (status == '"pending"' or status == '"unconfirmed"')
+end
+
 local pushed = 0
-for _, id in ipairs(redis.call('ZRANGE', key('tasks'), '-inf', NOW, 'BYSCORE', 'LIMIT', 0, ARGV[1])) do
-  local rq_id = task.name .. '-' .. id
-  local since = redis.call('HGET', 'rq:job:' .. rq_id, 'enqueued_at')
-  local state = redis.call('HGET', 'rq:job:' .. rq_id, 'status')
-  if head_since and since and state == 'queued' and since >= head_since then
-    redis.call('ZADD', key('tasks'), NOW + task.patience, id)
-  elseif unquote(redis.call('HGET', key('job', id), 'archive')) ~= 'waiting' then
-    redis.call('ZREM', key('tasks'), id)
+for _, rq_id in ipairs(redis.call('ZRANGE', key('tasks'), '-inf', NOW, 'BYSCORE', 'LIMIT', 0, ARGV[1])) do
+  local name, id = rq_id:match('^(%l+)%-(.+)$')
+  if not (TASKS[name] and needed(name, id)) then
+    redis.call('ZREM', key('tasks'), rq_id)
   else
-    redis.call('LREM', queue .. ':intermediate', 0, rq_id)
-    push_task(id)
-    pushed = pushed + 1
+    local queue = 'rq:queue:' .. TASKS[name].queue
+    local since, state = unpack(redis.call('HMGET', 'rq:job:' .. rq_id, 'enqueued_at', 'status'))
+    local head = head_since(queue)
+    if head and since and state == 'queued' and since >= head then
+      redis.call('ZADD', key('tasks'), NOW + PATIENCE, rq_id)
+    else
+      redis.call('LREM', queue .. ':intermediate', 0, rq_id)
+      push_task(name, id)
+      pushed = pushed + 1
+    end
   end
 end
-redis.call('ZREMRANGEBYSCORE', 'rq:wip:' .. task.queue, '-inf', '(' .. math.floor(NOW / 1000)) -- executions whose worker is gone
+for _, task in pairs(TASKS) do -- executions whose worker is gone
+  redis.call('ZREMRANGEBYSCORE', 'rq:wip:' .. task.queue, '-inf', '(' .. math.floor(NOW / 1000))
+end
 return pushed
