@@ -1,9 +1,11 @@
-"""Reads JSON objects field by field, so that every bad field of a request is named at once."""
+"""Reads JSON objects: field by field, so that every bad one is named at once, and none that is there twice."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -43,6 +45,37 @@ def read_fields(
         elif field.required:
             errors.append(FieldError(within + name, "is required"))
     return errors or type_(**values)
+
+
+def said_twice(body: bytes | str, found: object) -> bool:
+    """Whether an object in the JSON text `body`, which reads as `found`, has a key twice: readers disagree on those."""
+    text = body.decode() if isinstance(body, bytes) else body
+    if len(_MAY_END_A_KEY.findall(text)) == _keys(found):  # never fewer than there are; mostly none but those
+        return False
+    try:
+        json.loads(text, object_pairs_hook=_unique)
+    except _Twice:
+        return True
+    return False
+
+
+#: What stands before the colon behind a key.
+_MAY_END_A_KEY: Final = re.compile(r'["\s]:')
+
+
+def _keys(found: object) -> int:
+    if isinstance(found, dict):
+        return len(found) + sum(map(_keys, found.values()))
+    return sum(map(_keys, found)) if isinstance(found, list) else 0
+
+
+class _Twice(Exception):
+    pass
+
+
+def _unique(pairs: list[tuple[str, object]]) -> None:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise _Twice
 
 
 def _read(value: object, type_: Any) -> object:

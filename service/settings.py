@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -48,6 +50,27 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.credentials)
 
 
+#: What a key of the API may be for; `admin` may do everything.
+SCOPES: Final = frozenset({"submit", "read", "admin"})
+MIN_API_KEY: Final = 20  #: characters
+HASHED: Final = "sha256$"
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key of the API, of which only the hash is kept."""
+
+    digest: str  #: SHA-256, in hex
+    scopes: frozenset[str] = SCOPES
+    short: bool = False  #: fewer than `MIN_API_KEY` characters, as far as that is known
+
+    @classmethod
+    def of(cls, key: str, scopes: frozenset[str] = SCOPES) -> ApiKey:
+        """From the key itself, or from its hash as `sha256$…`."""
+        if key.startswith(HASHED):
+            return cls(digest=key.removeprefix(HASHED).lower(), scopes=scopes)
+        return cls(digest=hashlib.sha256(key.encode()).hexdigest(), scopes=scopes, short=len(key) < MIN_API_KEY)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a deployment says about itself. Times in seconds, sizes in bytes."""
 
@@ -55,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     storage_url: str
     public_url: str
     secret_keys: tuple[str, ...]
-    api_keys: dict[str, str]  #: name → key
+    api_keys: dict[str, ApiKey]  #: by name
     accounts: dict[str, Account]  #: vendor slug → account
     redis_tls_verify: bool = True
     key_prefix: str = "callsheet"
@@ -137,15 +160,21 @@ class _Reader:
             self.problems.append(f"{name} is empty: set it to {what}")
         return found
 
-    def api_keys(self) -> dict[str, str]:
-        keys: dict[str, str] = {}
-        for number, word in enumerate(self.words("API_KEYS", "a comma-separated list of name:key"), 1):
-            name, _, key = (part.strip() for part in word.partition(":"))
+    def api_keys(self) -> dict[str, ApiKey]:
+        keys: dict[str, ApiKey] = {}
+        for number, word in enumerate(self.words("API_KEYS", "a comma-separated list of name:key[:scopes]"), 1):
+            name, _, rest = (part.strip() for part in word.partition(":"))
+            key, _, told = rest.rpartition(":")
+            scopes = frozenset(told.split("+"))
+            if not key or not scopes <= SCOPES:  # keys may have colons in them
+                key, scopes = rest, SCOPES
             if not name or not key:
-                self.problems.append(f"API_KEYS: entry {number} is not of the form name:key")
+                self.problems.append(f"API_KEYS: entry {number} is not of the form name:key[:scopes]")
             elif name in keys:
                 self.problems.append(f"API_KEYS: the name {name!r} is there twice; give each key its own name")
-            keys[name] = key
+            elif key.startswith(HASHED) and not re.fullmatch(r"[0-9A-Fa-f]{64}", key.removeprefix(HASHED)):
+                self.problems.append(f"API_KEYS: the hash of {name!r} is not sha256$ and 64 hexadecimal digits")
+            keys[name] = ApiKey.of(key, scopes)
         return keys
 
     def prefix(self) -> str:

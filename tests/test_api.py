@@ -96,11 +96,11 @@ REFUSED: Final = [
 
 def test_without_a_key_every_route_gives_the_same_refusal(web: Web) -> None:
     answers = set()
-    for method, path in ROUTES:
-        for given in REFUSED:
-            answer = web.http.request(method, path, headers={} if given is None else {"Authorization": given})
-            problem(answer, 401)
-            answers.add((answer.content, answer.headers["www-authenticate"], answer.headers["content-length"]))
+    asked = [(route, given) for route in ROUTES for given in REFUSED[:3]] + [(ROUTES[0], given) for given in REFUSED]
+    for (method, path), given in asked:
+        answer = web.http.request(method, path, headers={} if given is None else {"Authorization": given})
+        problem(answer, 401)
+        answers.add((answer.content, answer.headers["www-authenticate"], answer.headers["content-length"]))
     [(_, challenge, _)] = answers
     assert challenge.startswith("Bearer")
     assert web.redis.keys("callsheet:job*") == []

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 
 from service.model import Limit
-from service.settings import Settings, SettingsError, load
+from service.settings import ApiKey, Settings, SettingsError, load
 from service.vendors import VENDORS
 
 #: The least that a deployment has to say.
@@ -38,7 +38,7 @@ def test_what_is_not_said_has_a_default() -> None:
     made = read()
     assert made.redis_url == ENOUGH["REDIS_URL"]
     assert made.secret_keys == ("first-secret-key-of-32-characters!", "second-secret-key-of-32-characters")
-    assert made.api_keys == {"studio": "key-of-the-studio", "shop": "key-of-the-shop"}
+    assert made.api_keys == {"studio": ApiKey.of("key-of-the-studio"), "shop": ApiKey.of("key-of-the-shop")}
     assert (made.redis_tls_verify, made.allow_private_networks, made.log_format) == (True, False, "auto")
     assert (made.key_prefix, made.queue("archive")) == ("callsheet", "callsheet-archive")
     assert read(KEY_PREFIX="studio").queue("archive") == "studio-archive"
@@ -75,7 +75,10 @@ def test_what_is_not_said_has_a_default() -> None:
             "secret_keys",
             ("a-secret-key-of-32-characters-1234",),
         ),
-        ("API_KEYS", " studio : a:key ", "api_keys", {"studio": "a:key"}),
+        ("API_KEYS", " studio : a:key ", "api_keys", {"studio": ApiKey.of("a:key")}),
+        ("API_KEYS", "a:a:key:read", "api_keys", {"a": ApiKey.of("a:key", frozenset({"read"}))}),
+        ("API_KEYS", "a:k:read+submit", "api_keys", {"a": ApiKey.of("k", frozenset({"read", "submit"}))}),
+        ("API_KEYS", "a:sha256$" + "AB" * 32, "api_keys", {"a": ApiKey(digest="ab" * 32)}),
         ("API_KEYS", "", "api_keys", None),
     ],
 )

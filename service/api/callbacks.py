@@ -44,8 +44,6 @@ _RECEIVED: Final = _Answer(200, b'{"received":true}', b"application/json")
 _NOT_FOUND: Final = _problem(404, "no such callback URL")
 _NOT_POST: Final = _problem(405, "callbacks are sent by POST", (b"allow", b"POST"))
 _TOO_LARGE: Final = _problem(413, "the callback is larger than this service takes; the vendor is asked instead")
-_NOT_JSON: Final = _problem(400, "the callback is not JSON; it is kept, and the vendor is asked")
-_NOT_UNDERSTOOD: Final = _problem(422, "the callback was not understood; it is kept, and the vendor is asked")
 _UNAVAILABLE: Final = _problem(503, "the callback was not kept; send it again", (b"retry-after", b"5"))
 
 
@@ -71,7 +69,13 @@ class Callbacks:
         else:
             line["job_id"] = None if subject == SHARED else subject
             try:
-                answer = _NOT_POST if scope["method"] != "POST" else await self._take(slug, subject, receive, line)
+                if scope["method"] == "POST":
+                    packed = any(
+                        name == b"content-encoding" and value != b"identity" for name, value in scope["headers"]
+                    )
+                    answer = await self._take(slug, subject, receive, line, packed=packed)
+                else:
+                    answer = _NOT_POST
             except Disconnected:
                 _log.info("callback cut short", **line)
                 return
@@ -79,10 +83,14 @@ class Callbacks:
         level = _log.info if answer.status == 200 else _log.warning
         level("callback", http_status=answer.status, ms=round((time.perf_counter() - began) * 1000, 1), **line)
 
-    async def _take(self, slug: str, subject: str, receive: Receive, line: dict[str, object]) -> _Answer:
+    async def _take(
+        self, slug: str, subject: str, receive: Receive, line: dict[str, object], *, packed: bool
+    ) -> _Answer:
         body = await _read(receive, self._limit)
         if body is None:
             seen, body = unreadable(Source.CALLBACK, Problem.TOO_LARGE, f"larger than {self._limit} bytes"), b""
+        elif packed:  # nobody here unpacks what a stranger has packed
+            seen = unreadable(Source.CALLBACK, Problem.BAD_SHAPE, "it is compressed")
         else:
             seen = VENDORS[slug].read_callback(body)
         if subject == SHARED and seen.vendor_job_id is None and seen.problem is None:
@@ -117,7 +125,10 @@ def _answer(seen: Observation, recorded: Recorded) -> _Answer:
         return _NOT_FOUND
     if seen.problem is None:
         return _RECEIVED
-    return {Problem.BAD_JSON: _NOT_JSON, Problem.TOO_LARGE: _TOO_LARGE}.get(seen.problem, _NOT_UNDERSTOOD)
+    if seen.problem is Problem.TOO_LARGE:
+        return _TOO_LARGE
+    status = 400 if seen.problem is Problem.BAD_JSON else 422
+    return _problem(status, f"not understood: {seen.detail}; the callback is kept, and the vendor is asked")
 
 
 async def _read(receive: Receive, limit: int) -> bytes | None:

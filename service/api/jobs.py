@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from service.api.auth import need
 from service.api.problems import (
     ApiError,
     StoredFile,
@@ -241,6 +242,7 @@ class _Jobs:
         return await self._answer(job.id, 202)
 
     async def resolve(self, request: Request) -> Response:
+        need(request, "admin")
         wanted = decode_body(decode_object(await read_body(request)), ResolveRequest, {})
         job = await self._job(request)
         if (wanted.action == "adopt") != (wanted.vendor_job_id is not None):

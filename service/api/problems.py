@@ -14,12 +14,12 @@ from typing import Final, TypeVar
 import msgspec
 from redis import RedisError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from service.fields import Checks, FieldError, read_fields
+from service.fields import Checks, FieldError, read_fields, said_twice
 from service.jobs.tracker import CommitFailed
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -73,11 +73,16 @@ async def on_error(_request: Request, error: Exception) -> Response:
 
 async def read_body(request: Request) -> bytes:
     """The body, counted as it arrives."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise ApiError(415, "send the body uncompressed, without a Content-Encoding")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise ApiError(413, f"the body is larger than {MAX_BODY} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise ApiError(413, f"the body is larger than {MAX_BODY} bytes")
+    except ClientDisconnect:
+        raise ApiError(400, "the body was cut short") from None
     return bytes(body)
 
 
@@ -88,11 +93,15 @@ def decode_object(body: bytes) -> dict[str, msgspec.Raw]:
         ApiError: 400 where it is not a JSON object.
     """
     try:
-        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         raise ApiError(400, "the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise ApiError(400, "the body is not JSON") from None
+    with suppress(msgspec.DecodeError, UnicodeError, RecursionError):  # which the field that it is in is told for
+        if said_twice(body, msgspec.json.decode(body)):
+            raise ApiError(400, "an object in the body has a key twice")
+    return given
 
 
 def decode_body(given: Mapping[str, object], type_: type[T], checks: Checks) -> T:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.api.auth import need
 from service.api.problems import ApiError, read_query
 from service.deployment import Deployment
 from service.jobs.tokens import SHARED
@@ -56,6 +57,7 @@ class _Quarantine:
         return _json(msgspec.structs.asdict(_view(letter)) | {"raw": letter["body"].decode(errors="replace")})
 
     async def replay(self, request: Request) -> Response:
+        need(request, "admin")
         letter = await self._letter(request)
         view, subject, body = _view(letter), letter["subject"].decode(), letter["body"]
         seen = VENDORS[view.vendor].read_callback(body)

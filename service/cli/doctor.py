@@ -19,12 +19,11 @@ from service.cli.client import environment
 from service.cli.output import console, json_option, print_json
 from service.jobs import tasks
 from service.jobs.store import connect_sync
-from service.settings import Settings, SettingsError
+from service.settings import MIN_API_KEY, Settings, SettingsError
 from service.storage import Storage, StorageError
 from service.vendors import VENDORS
 
 MIN_SECRET: Final = 32
-MIN_API_KEY: Final = 20
 #: Redis 7 brought the script flags that refuse a whole commit where memory is full.
 MIN_REDIS: Final = 7
 
@@ -75,7 +74,7 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
         yield Finding("error", "SECRET_KEYS", f"key {short[0]} has fewer than {MIN_SECRET} characters", fix)
     else:
         yield Finding("ok", "SECRET_KEYS", f"{len(settings.secret_keys)} long enough")
-    weak = [name for name, key in settings.api_keys.items() if len(key) < MIN_API_KEY]
+    weak = [name for name, key in settings.api_keys.items() if key.short]
     if weak:
         yield Finding(
             "error",

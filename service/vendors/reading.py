@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from service.fields import said_twice
 from service.model import (
     MAX_JOB_ID,
     VERDICTS,
@@ -27,9 +28,11 @@ from service.vendors.base import ListPage, Refusal
 
 
 def decode(body: bytes | str) -> object:
-    """The JSON in `body`, or `Problem.BAD_JSON` where there is none."""
+    """The JSON in `body`; `Problem.BAD_JSON` where there is none, `BAD_SHAPE` where it may be read in two ways."""
     try:
-        return msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf") if isinstance(body, bytes) else body)
+        text = body.removeprefix(b"\xef\xbb\xbf") if isinstance(body, bytes) else body
+        found: object = msgspec.json.decode(text)
+        return Problem.BAD_SHAPE if said_twice(text, found) else found
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return Problem.BAD_JSON
 
@@ -178,6 +181,8 @@ def reading(source: Source, answer: object, reader: Reader) -> Observation:
         return unreadable(source, Problem.BAD_SHAPE, f"a job id of more than {MAX_JOB_ID} characters")
     if answer is Problem.BAD_JSON:
         return unreadable(source, Problem.BAD_JSON, "not JSON")
+    if answer is Problem.BAD_SHAPE:
+        return unreadable(source, Problem.BAD_SHAPE, "a key is there twice")
     return unreadable(source, Problem.BAD_SHAPE, "not a JSON object")
 
 

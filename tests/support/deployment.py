@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import msgspec
 
-from service.settings import Account, Settings
+from service.settings import HASHED, Account, ApiKey, Settings
 from service.vendors import VENDORS
 
 SECRET: Final = "a secret key that signs the callback URLs of tests"
@@ -30,7 +30,7 @@ def settings(redis_url: str, **overrides: Any) -> Settings:
         storage_url=(Path(_folder.name) / uuid4().hex).as_uri(),
         public_url="http://127.0.0.1",
         secret_keys=(SECRET,),
-        api_keys={"tests": API_KEY},
+        api_keys={"tests": ApiKey.of(API_KEY)},
         accounts=accounts(),
         allow_private_networks=True,
         log_format="json",
@@ -59,7 +59,7 @@ def environment(made: Settings) -> dict[str, str]:
         "STORAGE_URL": made.storage_url,
         "PUBLIC_URL": made.public_url,
         "SECRET_KEYS": ",".join(made.secret_keys),
-        "API_KEYS": ",".join(f"{name}:{key}" for name, key in made.api_keys.items()),
+        "API_KEYS": ",".join(f"{name}:{HASHED}{key.digest}" for name, key in made.api_keys.items()),
         "KEY_PREFIX": made.key_prefix,
         "ALLOW_PRIVATE_NETWORKS": str(int(made.allow_private_networks)),
         "JOB_DEADLINE_SECONDS": str(made.job_deadline),
