@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import callbacks, costs, health, jobs, quarantine, vendors
+from service.api import callbacks, costs, health, jobs, openapi, quarantine, vendors
 from service.api.auth import BearerKeys
 from service.api.problems import ApiError, on_error
 from service.deployment import Deployment, configured
@@ -37,7 +37,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         middleware=[Middleware(BearerKeys, api_keys=deployment.settings.api_keys)],
     )
     router = Starlette(
-        routes=[*health.routes(deployment), api],
+        routes=[*health.routes(deployment), *openapi.routes(), api],
         lifespan=lifespan,
         exception_handlers=dict.fromkeys((ApiError, HTTPException, RedisError, CommitFailed, Exception), on_error),
     )

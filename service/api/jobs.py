@@ -37,21 +37,29 @@ from service.model import (
     new_id,
     too_deep,
 )
-from service.storage import content_type
+from service.storage import file_name, served_type
 from service.vendors import VENDORS
+from service.vendors.inputs import VISIBLE
 
 MAX_METADATA: Final = 16 * 1024
 
-VendorJobId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_JOB_ID, pattern=r"^\S+\Z")]
+VendorJobId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_JOB_ID, pattern=rf"^{VISIBLE}+(?![\s\S])")]
 
 _JOB_ID: Final = re.compile(r"job_[0-9a-v]{24}")
-_FILTERS: Final[dict[str, re.Pattern[str] | frozenset[str]]] = {
+FILTERS: Final[dict[str, re.Pattern[str] | frozenset[str]]] = {
     "vendor": frozenset(VENDORS),
     "status": frozenset(status.value for status in Status),
     "archive": frozenset(archive.value for archive in Archive),
-    "vendor_job_id": re.compile(r"\S{1,200}"),
+    "vendor_job_id": re.compile(VISIBLE + "{1,200}"),
     "limit": re.compile(r"[1-9][0-9]?|100"),
     "cursor": _JOB_ID,
+}
+
+#: What keeps a stored file, whatever it is, from running in a browser as a page of this origin.
+_INERT: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 
@@ -142,7 +150,7 @@ class _Jobs:
         return recorded
 
     async def list_(self, request: Request) -> Response:
-        query = read_query(request, _FILTERS)
+        query = read_query(request, FILTERS)
         limit = int(query.get("limit", "20"))
         if vendor_job_id := query.get("vendor_job_id"):
             rows = (await self._by_vendor_job_id(vendor_job_id, query))[: limit + 1]
@@ -216,8 +224,9 @@ class _Jobs:
             return RedirectResponse(await self._storage.signed_url(stored.key), 302, {"Cache-Control": "no-store"})
         if not path.is_file():
             raise ApiError(404, "the stored file is gone from storage")
-        headers = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
-        return StoredFile(path, media_type=content_type(stored.key), filename=f"{job.id}-{path.name}", headers=headers)
+        return StoredFile(
+            path, media_type=served_type(stored.content_type), filename=file_name(stored.key), headers=_INERT
+        )
 
     async def refresh(self, request: Request) -> Response:
         job = await self._job(request)

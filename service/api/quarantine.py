@@ -16,7 +16,7 @@ from service.deployment import Deployment
 from service.jobs.tokens import SHARED
 from service.vendors import VENDORS
 
-_PAGE: Final = {"limit": re.compile(r"[1-9][0-9]?|100"), "cursor": re.compile(r"[0-9]{1,16}-qua_[0-9a-f]{24}")}
+PAGE: Final = {"limit": re.compile(r"[1-9][0-9]?|100"), "cursor": re.compile(r"[0-9]{1,16}-qua_[0-9a-f]{24}")}
 
 
 class LetterView(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ class _Quarantine:
         self._tracker = deployment.tracker
 
     async def list_(self, request: Request) -> Response:
-        query = read_query(request, _PAGE)
+        query = read_query(request, PAGE)
         limit = int(query.get("limit", "20"))
         rows, cursor = await self._store.quarantined(limit, query.get("cursor", ""))
         return _json({"data": [_view(row) for row in rows], "next_cursor": cursor})

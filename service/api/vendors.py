@@ -77,8 +77,8 @@ def _vendor(vendor: Vendor, account: Account) -> VendorEntry:
 def _model(model: Model[Any, Any]) -> ModelEntry:
     return ModelEntry(
         name=model.name,
-        input=_schema(model.input),
-        vendor_input=_schema(model.vendor_input),
+        input=schema_of(model.input),
+        vendor_input=schema_of(model.vendor_input),
         one_of=model.one_of,
         needs=dict(model.needs),
         limits=model.limits,
@@ -88,7 +88,7 @@ def _model(model: Model[Any, Any]) -> ModelEntry:
     )
 
 
-def _schema(type_: type[Input]) -> Schema:
+def schema_of(type_: type[Input]) -> Schema:
     """The JSON Schema of a flat type, in one piece."""
     _, named = msgspec.json.schema_components((type_,))
     found: Schema = named[type_.__name__]

@@ -7,17 +7,19 @@ one vendor has is a field of that model's `vendor_input`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Final, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from service.model import Cost, JobError
 
+#: Anything but white space and control characters, in words that every reader of patterns has.
+VISIBLE: Final = r"[^\x00-\x20\x7f-\xa0]"
 #: What every vendor fetches by itself: http or https, a host, and no white space.
-Url = Annotated[str, Meta(pattern=r"^(?!.*\s)https?://[^/?#]", max_length=2048)]
+Url = Annotated[str, Meta(pattern=rf"^https?://(?![/?#]){VISIBLE}+(?![\s\S])", max_length=2048)]
 #: A vendor's own id of something: a file, a face, a session.
-Id = Annotated[str, Meta(pattern=r"^(?!.*\s).", max_length=500)]
+Id = Annotated[str, Meta(pattern=rf"^{VISIBLE}+(?![\s\S])", max_length=500)]
 
 #: Seconds. Vendors measure for themselves: what is told here only makes the estimate of the cost.
 Seconds = Annotated[float, Meta(ge=0.001, le=86_400)]
