@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import callbacks, costs, health, jobs, openapi, quarantine, vendors
+from service.api import callbacks, costs, health, jobs, openapi, operator, quarantine, vendors
 from service.api.auth import BearerKeys
 from service.api.problems import ApiError, on_error
 from service.deployment import Deployment, configured
@@ -33,7 +33,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
 
     api = Mount(
         "/v1",
-        routes=[route for part in (jobs, costs, quarantine, vendors) for route in part.routes(deployment)],
+        routes=[route for part in (jobs, operator, costs, quarantine, vendors) for route in part.routes(deployment)],
         middleware=[Middleware(BearerKeys, api_keys=deployment.settings.api_keys)],
     )
     router = Starlette(

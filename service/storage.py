@@ -7,7 +7,7 @@ Credentials of S3, GCS and Azure are read by obstore from the names that each pr
 from __future__ import annotations
 
 import glob
-import mimetypes
+import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,30 @@ _ENDINGS: Final = {
     OutputKind.AUDIO: (".mp3", ".wav", ".m4a", ".ogg", ".flac"),
 }
 
+#: The type of what begins like no medium that we know: browsers keep it and run nothing of it.
+UNKNOWN_TYPE: Final = "application/octet-stream"
+#: How the files begin that are served by a type of their own. Where two fit, the first counts.
+_MAGIC: Final = {
+    "video/mp4": rb"\0\0..ftyp(?:iso.|mp4.|avc1|M4V.|F4V |3g..|dash|cmf.|MSNV|XAVC)",
+    "video/quicktime": rb"\0\0..ftypqt  ",
+    "audio/mp4": rb"\0\0..ftyp(?:M4[AB]|F4[AB]) ",
+    "video/webm": rb"\x1aE\xdf\xa3.{0,40}?B\x82.webm",
+    "video/matroska": rb"\x1aE\xdf\xa3.{0,40}?B\x82.matroska",
+    "video/x-msvideo": rb"RIFF....AVI ",
+    "image/png": rb"\x89PNG\r\n\x1a\n",
+    "image/jpeg": rb"\xff\xd8\xff",
+    "image/gif": rb"GIF8[79]a",
+    "image/webp": rb"RIFF....WEBPVP8",
+    "audio/wav": rb"(?:RIFF|RF64)....WAVE",
+    "audio/mpeg": rb"ID3[\2-\4]|\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]",  # a tag, or a frame of layer III
+    "audio/aac": rb"\xff[\xf0\xf1\xf8\xf9]",  # a frame of ADTS
+    "audio/flac": rb"fLaC",
+    "video/ogg": rb"OggS\0.{23}\x80theora",
+    "audio/ogg": rb"OggS\0",
+}
+_BEGINNINGS: Final = {media_type: re.compile(begins, re.DOTALL) for media_type, begins in _MAGIC.items()}
+_HEAD_BYTES: Final = 64  #: in which each of them ends
+
 
 def object_key(vendor: str, job_id: str, number: int, output: Output) -> str:
     """Where an output is kept, made from the job alone, so that storing it twice stores it once."""
@@ -47,9 +71,19 @@ def object_key(vendor: str, job_id: str, number: int, output: Output) -> str:
     return f"{vendor}/{job_id}/{number}{ending if ending in usual else usual[0]}"
 
 
-def content_type(key: str) -> str:
-    """The type that a stored file is served as: from our own key, never from what the vendor's server claimed."""
-    return mimetypes.guess_type(key)[0] or "application/octet-stream"
+def file_name(key: str) -> str:
+    """What a stored file is called where somebody saves it: the job's id and the output's number."""
+    return "-".join(key.split("/")[-2:])
+
+
+def sniffed(head: bytes) -> str:
+    """What a file is by its first bytes alone, whatever its name is and its server claims."""
+    return next((name for name, begins in _BEGINNINGS.items() if begins.match(head)), UNKNOWN_TYPE)
+
+
+def served_type(content_type: str) -> str:
+    """A recorded type where it is one that a stored file may be served as."""
+    return content_type if content_type in _MAGIC else UNKNOWN_TYPE
 
 
 class Storage:
@@ -59,23 +93,34 @@ class Storage:
         local = url.startswith("file://")
         self._store: ObjectStore = from_url(url, mkdir=True) if local else from_url(url, retry_config=_RETRIES)
 
-    async def put(self, key: str, chunks: AsyncIterator[bytes]) -> None:
-        """Store a stream, whole or not at all. Whatever `chunks` raises aborts the upload and comes through.
+    async def put(self, key: str, chunks: AsyncIterator[bytes]) -> str:
+        """Store a stream, whole or not at all, and return its sniffed type.
 
+        Whatever `chunks` raises aborts the upload and comes through.
         An upload is not aborted by cancelling the caller: raise from `chunks` instead.
         """
+        head = b""
+        while len(head) < _HEAD_BYTES and (chunk := await anext(chunks, b"")):
+            head += chunk
+        media_type = sniffed(head)
         attributes = None
-        if not isinstance(self._store, LocalStore):
+        if not isinstance(self._store, LocalStore):  # which refuses any; the API serves its files with the same
             attributes = {
-                "Content-Type": content_type(key),
-                "Content-Disposition": f'attachment; filename="{Path(key).name}"',
+                "Content-Type": media_type,
+                "Content-Disposition": f'attachment; filename="{file_name(key)}"',
             }
         await obstore.put_async(
-            self._store, key, chunks, attributes=attributes, chunk_size=PART_BYTES, max_concurrency=_PARTS_AT_ONCE
+            self._store,
+            key,
+            _joined(head, chunks),
+            attributes=attributes,
+            chunk_size=PART_BYTES,
+            max_concurrency=_PARTS_AT_ONCE,
         )
         if path := self.path(key):  # parts that a killed process left beside its file
             for part in path.parent.glob(f"{glob.escape(path.name)}#*"):
                 part.unlink(missing_ok=True)
+        return media_type
 
     async def size(self, key: str) -> int | None:
         """Bytes of an object, or None where there is none."""
@@ -97,3 +142,9 @@ class Storage:
         """A URL from which anybody can fetch the object for a quarter of an hour."""
         bucket = cast("S3Store | GCSStore | AzureStore", self._store)  # `path` is for the other kind
         return await obstore.sign_async(bucket, "GET", key, expires_in=_SIGNED_FOR)
+
+
+async def _joined(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield head
+    async for chunk in rest:
+        yield chunk

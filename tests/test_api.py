@@ -23,8 +23,9 @@ from service.api.problems import MAX_BODY
 from service.deployment import opened
 from service.jobs.scripts import pack_body
 from service.model import Archive, Job, Observation, Output, Problem, Source, Status, Stored
-from service.storage import Storage, content_type, object_key
+from service.storage import UNKNOWN_TYPE, Storage, object_key
 from service.vendors import VENDORS
+from tests.support.files import MP4
 from tests.support.processes import free_port
 from tests.support.servers import S3, valkey_server
 from tests.support.web import (
@@ -545,12 +546,15 @@ def test_a_timeline_has_every_fact_in_order_and_whether_it_counted(web: Web) -> 
 
 # -- outputs ------------------------------------------------------------------------------------------
 
-FILM: Final = bytes(range(256)) * 40
+FILM: Final = MP4 + bytes(range(256)) * 40
 PICTURE: Final = b"<svg onload=alert(1)>"
 
 
-def stored_job(web: Web, *, keep: bool = True) -> dict[str, Any]:
-    """A job with two outputs that the archive says it has stored, and which are in `storage` unless `keep` is False."""
+def stored_job(web: Web, *, keep: bool = True, content_type: str | None = None) -> dict[str, Any]:
+    """A job with two outputs that the archive says it has stored, and which are in `storage` unless `keep` is False.
+
+    The record calls them what the storage does, or else `content_type`.
+    """
     job = web.track("apimodels", vendor_job_id="task-1")
     outputs = (Output(url="https://cdn.example.com/film.mp4"), Output(url="https://cdn.example.com/picture.svg"))
     web.record(
@@ -559,14 +563,13 @@ def stored_job(web: Web, *, keep: bool = True) -> dict[str, Any]:
     storage, copies = Storage(web.settings.storage_url), []
     for number, (output, content) in enumerate(zip(outputs, (FILM, PICTURE), strict=True)):
         key = object_key("apimodels", job["id"], number, output)
-        if keep:
-            asyncio.run(storage.put(key, one(content)))
+        sniffed = asyncio.run(storage.put(key, one(content))) if keep else UNKNOWN_TYPE
         stored = Stored(
             url=f"{web.url}/v1/jobs/{job['id']}/outputs/{number}",
             key=key,
             bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
-            content_type=content_type(key),
+            content_type=content_type or sniffed,
         )
         copies.append(msgspec.structs.replace(output, stored=stored))
     web.record(
@@ -595,17 +598,36 @@ def test_a_stored_output_is_handed_out_as_a_download(web: Web) -> None:
     job = web.job(stored_job(web)["id"])
     assert (job["status"], job["archive"]) == ("succeeded", "stored")
     assert job["stored_at"]
-    for number, content in enumerate((FILM, PICTURE)):
+    for number, (content, media_type) in enumerate(((FILM, "video/mp4"), (PICTURE, "application/octet-stream"))):
         stored = job["outputs"][number]["stored"]
         answer = web.api.get(stored["url"])
         assert (answer.status_code, answer.content) == (200, content)
         assert hashlib.sha256(answer.content).hexdigest() == stored["sha256"]
         assert int(answer.headers["content-length"]) == stored["bytes"]
-        assert answer.headers["content-type"] == stored["content_type"] == "video/mp4"
-        assert answer.headers["content-disposition"].startswith("attachment; filename=")
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert "sandbox" in answer.headers["content-security-policy"]
+        assert answer.headers["content-type"] == stored["content_type"] == media_type
+        assert answer.headers["content-disposition"] == f'attachment; filename="{job["id"]}-{number}.mp4"'
+        assert inert(answer)
         assert answer.headers["accept-ranges"] == "bytes"
+
+
+def inert(answer: httpx.Response) -> bool:
+    """Whether a browser runs nothing of it, here or in another origin's page."""
+    return {
+        "x-content-type-options": "nosniff",
+        "content-security-policy": "sandbox; default-src 'none'",
+        "cross-origin-resource-policy": "same-origin",
+    }.items() <= dict(answer.headers).items()
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/html", "image/svg+xml", "video/mp4\r\nset-cookie: a=b", "Video/MP4", "video/mp4; a=b", "?"]
+)
+def test_a_record_that_calls_a_stored_output_what_it_may_not_be_is_not_believed(web: Web, content_type: str) -> None:
+    job = stored_job(web, content_type=content_type)
+    answer = web.api.get(f"/v1/jobs/{job['id']}/outputs/0")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/octet-stream")
+    assert inert(answer)
+    assert "set-cookie" not in answer.headers
 
 
 @pytest.mark.parametrize(
@@ -617,8 +639,9 @@ def test_a_part_of_a_stored_output_is_handed_out(web: Web, asked: str, first: in
     answer = web.api.get(f"/v1/jobs/{job['id']}/outputs/0", headers={"Range": asked})
     assert (answer.status_code, answer.content) == (206, FILM[first : last + 1])
     assert answer.headers["content-range"] == f"bytes {first}-{last}/{len(FILM)}"
+    assert answer.headers["content-type"] == "video/mp4"
     assert answer.headers["content-disposition"].startswith("attachment")
-    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert inert(answer)
 
 
 def test_a_part_beyond_the_end_of_a_stored_output_is_a_problem(web: Web) -> None:
@@ -653,7 +676,12 @@ def test_an_output_in_a_bucket_is_a_link_that_needs_no_key(
         assert answer.headers["cache-control"] == "no-store"
         link = answer.headers["location"]
         assert link.startswith(f"{s3.endpoint}/{s3.bucket}/api/apimodels/{job['id']}/0.mp4?")
-        assert httpx.get(link).content == FILM
+        film = httpx.get(link)
+        assert (film.content, film.headers["content-type"]) == (FILM, "video/mp4")
+        assert film.headers["content-disposition"] == f'attachment; filename="{job["id"]}-0.mp4"'
+        picture = httpx.get(web.api.get(f"/v1/jobs/{job['id']}/outputs/1").headers["location"])
+        assert (picture.content, picture.headers["content-type"]) == (PICTURE, "application/octet-stream")
+        assert picture.headers["content-disposition"].startswith("attachment")
         assert httpx.get(link.partition("?")[0]).is_client_error, "only the signature opens it"
         assert s3.secret not in link
         assert web.http.get(path).status_code == 401

@@ -30,6 +30,10 @@ from service.model import Archive, JobError, Observation, Output, OutputKind, So
 from service.settings import Settings
 from tests.support import deployment as deployments
 from tests.support.files import (
+    MOV,
+    MP4,
+    PNG,
+    WEBM,
     Answer,
     Files,
     chunked,
@@ -54,7 +58,7 @@ from workers import download, held, outbound
 from workers.archive import Archivist
 from workers.download import Interrupted
 
-FILM = bytes(range(256)) * 1024  # 256 KiB
+FILM = MP4 + bytes(range(256)) * 1024
 HASH = hashlib.sha256(FILM).hexdigest()
 
 #: Longer than two parts of a multipart upload, so that something has been uploaded before it breaks.
@@ -169,7 +173,7 @@ async def test_an_output_is_stored_with_its_hash_size_and_type(
     assert output.url == f"{files.url}/film.mp4"
     assert output.stored is not None
     assert (output.stored.bytes, output.stored.sha256) == (len(FILM), HASH)
-    assert output.stored.content_type == "video/mp4"  # by our own key, whatever their server claims
+    assert output.stored.content_type == "video/mp4"  # by its bytes, whatever their server claims
     assert output.stored.key == f"lipsync_studio/{job_id}/0.mp4"
     assert output.stored.url == f"http://127.0.0.1/v1/jobs/{job_id}/outputs/0"
     assert lying_there() == {output.stored.key: FILM}
@@ -193,22 +197,23 @@ async def test_a_bucket_hands_out_what_was_stored_as_what_it_is(
         assert output.stored is not None
         async with opened(made) as deployment, outbound.client(allow_private_networks=True) as http:
             answer = await http.get(await deployment.storage.signed_url(output.stored.key))
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "video/webm")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
+    assert answer.headers["content-disposition"] == f'attachment; filename="{job_id}-0.webm"'
     assert answer.content == FILM
 
 
 async def test_every_output_is_stored_under_its_number(
     settings: Settings, desk: Desk, files: Files, lying_there: Lying
 ) -> None:
-    urls = [files.serve(f"/{name}", whole(name.encode())) for name in ("one.webm", "two", "three.php", "four.MOV")]
-    job_id = desk.made(*urls)
+    bodies = {"one.webm": WEBM, "two": MP4 + b"2", "three.php": MP4 + b"3", "four.MOV": MOV}
+    job_id = desk.made(*(files.serve(f"/{name}", whole(body)) for name, body in bodies.items()))
     assert await store(settings, job_id) == "apply"
     folder = f"lipsync_studio/{job_id}"
     assert lying_there() == {
-        f"{folder}/0.webm": b"one.webm",
-        f"{folder}/1.mp4": b"two",
-        f"{folder}/2.mp4": b"three.php",
-        f"{folder}/3.mov": b"four.MOV",
+        f"{folder}/0.webm": WEBM,
+        f"{folder}/1.mp4": MP4 + b"2",
+        f"{folder}/2.mp4": MP4 + b"3",
+        f"{folder}/3.mov": MOV,
     }
     kept = [output.stored for output in desk.job(job_id).outputs if output.stored]
     assert [each.content_type for each in kept] == ["video/webm", "video/mp4", "video/mp4", "video/quicktime"]
@@ -217,20 +222,30 @@ async def test_every_output_is_stored_under_its_number(
 
 
 KINDS = {
-    "image": (OutputKind.IMAGE, "/still", "0.png", "image/png"),
-    "jpeg": (OutputKind.IMAGE, "/still.jpeg?sig=1.mp4", "0.jpeg", "image/jpeg"),
-    "audio": (OutputKind.AUDIO, "/voice", "0.mp3", "audio/mpeg"),
-    "wav": (OutputKind.AUDIO, "/voice.WAV", "0.wav", "audio/x-wav"),
-    "a page by its name": (OutputKind.VIDEO, "/film.html", "0.mp4", "video/mp4"),
-    "a script by its name": (OutputKind.IMAGE, "/still.svg", "0.png", "image/png"),
+    "image": (OutputKind.IMAGE, "/still", "0.png", PNG, "image/png"),
+    "jpeg": (OutputKind.IMAGE, "/still.jpeg?sig=1.mp4", "0.jpeg", b"\xff\xd8\xff\xe0\0\x10JFIF", "image/jpeg"),
+    "audio": (OutputKind.AUDIO, "/voice", "0.mp3", b"ID3\4\0\0\0\0\0\x23", "audio/mpeg"),
+    "wav": (OutputKind.AUDIO, "/voice.WAV", "0.wav", b"RIFF\x24\0\0\0WAVEfmt ", "audio/wav"),
+    "a page by its name": (OutputKind.VIDEO, "/film.html", "0.mp4", FILM, "video/mp4"),
+    "a script by its name": (OutputKind.IMAGE, "/still.svg", "0.png", PNG, "image/png"),
+    "a film that is a picture": (OutputKind.VIDEO, "/film.mp4", "0.mp4", PNG, "image/png"),
+    "a film that is a script": (OutputKind.VIDEO, "/film.mp4", "0.mp4", b"<script>", "application/octet-stream"),
+    "a picture that is a drawing": (OutputKind.IMAGE, "/a.svg", "0.png", b"<svg onload=x>", "application/octet-stream"),
 }
 
 
-@pytest.mark.parametrize(("kind", "path", "name", "media_type"), KINDS.values(), ids=KINDS)
-async def test_what_an_output_is_called_follows_from_its_kind(
-    on_file: Settings, file_desk: Desk, files: Files, kind: OutputKind, path: str, name: str, media_type: str
+@pytest.mark.parametrize(("kind", "path", "name", "body", "media_type"), KINDS.values(), ids=KINDS)
+async def test_what_an_output_is_called_follows_from_its_kind_and_its_type_from_its_bytes(
+    on_file: Settings,
+    file_desk: Desk,
+    files: Files,
+    kind: OutputKind,
+    path: str,
+    name: str,
+    body: bytes,
+    media_type: str,
 ) -> None:
-    files.serve(path.partition("?")[0], whole(FILM))
+    files.serve(path.partition("?")[0], whole(body, media_type="video/x-flv"))
     job_id = file_desk.track("lipsync_studio")
     outputs = (Output(kind=kind, url=files.url + path),)
     seen = Observation(source=Source.CALLBACK, status=Status.SUCCEEDED, outputs=outputs)
@@ -260,6 +275,17 @@ async def test_every_way_to_send_a_file_is_understood(
     (output,) = file_desk.job(job_id).outputs
     assert output.stored is not None
     assert (output.stored.bytes, output.stored.sha256) == (len(FILM), HASH)
+
+
+async def test_a_file_that_comes_byte_by_byte_is_stored_as_what_it_is(
+    on_file: Settings, file_desk: Desk, files: Files
+) -> None:
+    job_id = file_desk.made(files.serve("/film", drip(FILM[:100], every=0.001, media_type="text/plain")))
+    assert await store(on_file, job_id) == "apply"
+    (output,) = file_desk.job(job_id).outputs
+    assert output.stored is not None
+    assert output.stored.content_type == "video/mp4"
+    assert stored_in(on_file) == {output.stored.key: FILM[:100]}
 
 
 async def test_as_many_redirects_as_are_usual_are_followed(on_file: Settings, file_desk: Desk, files: Files) -> None:
@@ -372,6 +398,9 @@ BROKEN: dict[str, tuple[Answer, str]] = {
     "HTML": (whole(b"<html>", media_type="text/html; charset=utf-8"), "text/html"),
     "JSON": (whole(b"{}", media_type="Application/JSON"), "application/json"),
     "XML": (whole(b"<Error/>", media_type="application/xml"), "application/xml"),
+    "a page that calls itself a film": (whole(b" \n<!DOCTYPE html><title>film</title>"), "with a page"),
+    "a page byte by byte": (drip(b"<html><title>film</title>", every=0.001), "with a page"),
+    "a message that calls itself a film": (whole(b'{"error":"gone"}'), "or a message"),
     "500": (status(500), "500"),
     "503": (status(503, retry_after="1"), "503"),
     "429": (status(429), "429"),

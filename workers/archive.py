@@ -21,7 +21,7 @@ from service import logs
 from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
 from service.model import Archive, Job, Observation, Output, Problem, Source, Stored
-from service.storage import content_type, object_key
+from service.storage import object_key
 from workers import download, outbound
 from workers.download import DeadLink, Download, Interrupted, NotFetched, Unwanted
 from workers.held import Lease, held
@@ -135,14 +135,14 @@ class Archivist:
             key = object_key(job.vendor, job.id, number, output)
             file = Download(self._settings.max_output_bytes, self._interrupted)
             async with download.opened(self._http, output.url) as response:
-                await self._storage.put(key, file.chunks(response))
+                content_type = await self._storage.put(key, file.chunks(response))
             url = f"{self._settings.public_url}/v1/jobs/{job.id}/outputs/{number}"
             stored = Stored(
                 url=url,
                 key=key,
                 bytes=file.size,
                 sha256=file.digest.hexdigest(),
-                content_type=content_type(key),
+                content_type=content_type,
             )
             found.append(msgspec.structs.replace(output, stored=stored))
         return tuple(found)

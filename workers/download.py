@@ -27,6 +27,7 @@ MAX_REDIRECTS: Final = 5
 MAX_HEAD_SECONDS: Final = 60.0
 #: How a page or a message begins, whatever its server calls it; no media file does.
 _PAGES: Final = (b"<!doctype", b"<html", b"<?xml", b'{"')
+_PAGE_HEAD: Final = 100  #: bytes in which it begins
 
 
 class NotFetched(Exception):
@@ -87,7 +88,7 @@ class Download:
             NotFetched: The body is not, or not wholly, what it should be.
             Interrupted: The process stops.
         """
-        began = time.monotonic()
+        began, head = time.monotonic(), b""
         source = response.aiter_raw()  # as it arrives: pieces of a fixed size would hide how slowly that is
         interrupted = asyncio.create_task(self._interrupted.wait())
         try:
@@ -95,8 +96,10 @@ class Download:
             if announced.isdecimal() and int(announced[:20]) > self._limit:
                 raise Unwanted(f"the file is larger than {self._limit} bytes: it has {announced[:20]}")
             while chunk := await self._next(source, interrupted):
-                if not self.size and chunk[:100].lstrip().lower().startswith(_PAGES):
-                    raise NotFetched("the link answers with a page or a message, not with media")
+                if len(head) < _PAGE_HEAD:  # however small the pieces are that it comes in
+                    head += chunk[:_PAGE_HEAD]
+                    if head.lstrip().lower().startswith(_PAGES):
+                        raise NotFetched("the link answers with a page or a message, not with media")
                 self.size += len(chunk)
                 self._check_limits(time.monotonic() - began)
                 self.digest.update(chunk)

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api import costs, jobs, quarantine
+from service.api import costs, jobs, operator, quarantine
 from service.api.quarantine import LetterView
 from service.api.vendors import VendorEntry, schema_of
 from service.fields import FieldError
@@ -35,7 +35,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     could_take: list[dict[str, str]] | None = None  #: vendors and models that the input is enough for
 
 
-_BODIES: Final = (jobs.TrackRequest, jobs.AttachRequest, jobs.ResolveRequest)
+_BODIES: Final = (jobs.TrackRequest, jobs.AttachRequest, operator.ResolveRequest)
 _ANSWERS: Final = (Job, LetterView, VendorEntry, Problem)
 
 

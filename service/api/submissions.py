@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
@@ -14,14 +15,17 @@ from service.settings import Account
 from service.vendors import catalogue
 from service.vendors.catalogue import Misfit, Order
 
+#: No model has as many; each one that is unknown is named in the answer.
+Fields = Annotated[dict[str, object], msgspec.Meta(max_length=100)]
+
 
 class SubmitRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A job that is to be submitted to a vendor. The fields of `input` mean the same for every vendor."""
 
     vendor: str
-    input: dict[str, object] = {}
+    input: Fields = {}
     model: str | None = None  #: None: the vendor's first model that takes this input
-    vendor_input: dict[str, object] = {}
+    vendor_input: Fields = {}
     metadata: dict[str, object] = {}
 
 

@@ -323,6 +323,14 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+# -- how real media begin -----------------------------------------------------------------------------------
+
+MP4: Final = b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41"
+MOV: Final = b"\0\0\0\x14ftypqt  \0\0\2\0qt  "
+WEBM: Final = bytes.fromhex("1a45dfa3 01000000 0000001f 42868101 42f78101 42f28104 42f38108 428284") + b"webm"
+PNG: Final = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+
+
 # -- a clock ------------------------------------------------------------------------------------------------
 
 
