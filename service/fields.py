@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 
@@ -13,6 +13,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 #: Field → what is wrong with a value of the right type, or None.
 Checks = Mapping[str, Callable[[Any], str | None]]
+
+
+#: Unknown fields that are named one by one.
+_TOLD: Final = 100
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -29,7 +33,10 @@ def read_fields(
     """
     fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
     known = f"unknown field; known are {', '.join(fields)}" if fields else "unknown field; there are none"
-    errors = [FieldError(within + name, known) for name in given if name not in fields]
+    unknown = [name for name in given if name not in fields]
+    errors = [FieldError(within + name[:100], known) for name in unknown[:_TOLD]]
+    if len(unknown) > _TOLD:
+        errors.append(FieldError(within + "…", f"{len(unknown) - _TOLD} more unknown fields"))
     values: dict[str, object] = {}
     for name, field in fields.items():
         if name in given:
@@ -38,7 +45,8 @@ def read_fields(
             except RecursionError:
                 errors.append(FieldError(within + name, "is nested too deeply"))
             except (msgspec.DecodeError, UnicodeError) as error:
-                errors.append(FieldError(within + name, _lower(str(error))))
+                form = _form(field.type) if "matching regex" in str(error) else None
+                errors.append(FieldError(within + name, f"must be {form}" if form else _lower(str(error))))
             else:
                 wrong = checks[name](values[field.name]) if checks and name in checks else None
                 errors += [FieldError(within + name, wrong)] if wrong else []
@@ -82,6 +90,16 @@ def _read(value: object, type_: Any) -> object:
     if isinstance(value, msgspec.Raw):
         return msgspec.json.decode(value, type=type_)
     return msgspec.convert(value, type_)
+
+
+def _form(type_: object) -> str | None:
+    """What a pattern of the type asks for, in the words of its `Meta(extra={"form": …})`."""
+    for part in (*getattr(type_, "__metadata__", ()), *get_args(type_)):
+        if isinstance(part, msgspec.Meta) and part.extra:
+            return str(part.extra["form"])
+        if found := _form(part):
+            return found
+    return None
 
 
 def _lower(message: str) -> str:

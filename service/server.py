@@ -1,19 +1,29 @@
 """`python -m service.server`: the web process, uvicorn with deadlines for those who send.
 
-uvicorn waits without end for a request's head, its body, and for a reader of its answer, and a shutdown waits with it.
-Here whoever is too slow or too long is cut off: one timer a connection, and nothing that an honest request would notice.
+uvicorn waits without end for a request's head, its body, and for a reader of its answer, and a shutdown waits with it;
+and it takes heads, trailers and pipelines of any length. Here whoever is too slow or too long is cut off: one timer a
+connection, and nothing that an honest request would notice.
 """
 
 from __future__ import annotations
 
+import fcntl
+import resource
+import struct
+import termios
+from contextlib import suppress
 from typing import Any, Final
 
 import click
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-#: Bytes of a request's line and headers.
+#: Bytes of a request's line and headers; and of whatever else comes between two pieces of a body, or behind it.
 MAX_HEAD: Final = 32 * 1024
+#: Requests that wait behind the one being answered: nobody honest sends many ahead, and each takes 3 KB.
+MAX_PIPELINED: Final = 16
+#: Bytes of a body that are read for nothing once its answer is out; a sender that still goes on is cut off.
+MAX_IGNORED: Final = 2**20
 #: Seconds from a request's first byte (or the connection) to the end of its head, and to the end of its body.
 HEAD_SECONDS: Final = 10.0
 BODY_SECONDS: Final = 120.0
@@ -26,8 +36,9 @@ STALLED_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 3.0
 #: How often a connection is looked at, in seconds.
 LOOK_EVERY: Final = 2.5
-#: Connections at once; more are answered with 503.
+#: Connections at once; more are answered with 503. Files and Redis need some descriptors beside them.
 MAX_CONNECTIONS: Final = 4000
+_OTHER_FILES: Final = 200
 
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_LONG: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -40,6 +51,7 @@ class Guarded(HttpToolsProtocol):
         super().connection_made(transport)
         self._begun = self.loop.time()
         self._received = self._chunk = 0
+        self._beside = self._ignored = 0  #: bytes since the last piece of a body, and of bodies that nobody wants
         self._in_head = self._receiving = True
         self._unread, self._unread_since = 0, self._begun
         self._look_at = self.loop.call_later(LOOK_EVERY, self._look)
@@ -51,20 +63,34 @@ class Guarded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._chunk = len(data)
         self._received += self._chunk
+        self._beside += self._chunk
         super().data_received(data)
-        if self._in_head and self._received > MAX_HEAD:
+        if self._receiving and self._beside > MAX_HEAD:
             self._cut(_TOO_LONG)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._begun, self._received = self.loop.time(), 0
+        self._begun, self._received, self._ignored = self.loop.time(), 0, 0
+        self._beside = self._chunk  # at most so much of it is this one's
         self._in_head = self._receiving = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # what stands behind a body was never looked at when it could have been refused
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        if self._chunk > MAX_HEAD and sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD:
-            raise ValueError("the head is too long")  # a 400, and the end of the connection
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > MAX_HEAD or len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too long a head, or too many requests at once")  # a 400, and the end of the connection
         self._in_head = False
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._beside = 0
+        super().on_body(body)
+        self._ignored += len(body) if self.cycle.response_complete else 0
+        if self._ignored > MAX_IGNORED:
+            self.transport.close()
 
     def on_message_complete(self) -> None:
         self._receiving = False
@@ -72,21 +98,18 @@ class Guarded(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         super().shutdown()
-        if self._receiving and not self.transport.is_closing():
-            self.loop.call_later(STOP_SECONDS, self._cut, _TOO_SLOW)
+        self.loop.call_later(STOP_SECONDS, self._hurry)
+
+    def _hurry(self) -> None:
+        if self._receiving:
+            self._cut(_TOO_SLOW)
 
     def _look(self) -> None:
-        """Once every while, for as long as the connection is there."""
-        if self.transport.is_closing():
-            return
+        """Once every while, for as long as the connection is there, closing or not."""
         now = self.loop.time()
-        age = now - self._begun
-        if self._receiving and not self.flow.read_paused:
-            slow = age > MIN_RATE_AFTER and self._received < MIN_BYTES_PER_SECOND * age
-            if age > (HEAD_SECONDS if self._in_head else BODY_SECONDS) or (slow and not self._in_head):
-                self._cut(_TOO_SLOW)
-                return
-        unread = self.transport.get_write_buffer_size()
+        if self._is_late(now):
+            self._cut(_TOO_SLOW)
+        unread = self._not_taken()
         if not unread or unread != self._unread:
             self._unread, self._unread_since = unread, now
         elif now - self._unread_since > STALLED_SECONDS:
@@ -94,12 +117,33 @@ class Guarded(HttpToolsProtocol):
             return
         self._look_at = self.loop.call_later(LOOK_EVERY, self._look)
 
+    def _is_late(self, now: float) -> bool:
+        if not self._receiving and self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            # Line ends, which are no request, have ended uvicorn's patience with an idle connection.
+            self._begun, self._in_head, self._receiving = now, True, True
+        if not self._receiving or self.flow.read_paused:
+            return False
+        age = now - self._begun
+        if self._in_head:
+            return age > HEAD_SECONDS
+        return age > BODY_SECONDS or (age > MIN_RATE_AFTER and self._received < MIN_BYTES_PER_SECOND * age)
+
+    def _not_taken(self) -> int:
+        """Bytes of answers that wait for their reader; by the system's share a slow reader is told from none."""
+        waiting = self.transport.get_write_buffer_size()
+        if waiting:
+            with suppress(OSError):  # a system that does not tell
+                told = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+                waiting += struct.unpack("i", told)[0]
+        return waiting
+
     def _cut(self, answer: bytes) -> None:
         """Say why where nothing was said yet, and be gone; the application learns that the sender has gone away."""
         if self.transport.is_closing():
             return
         cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.response_complete or not cycle.response_started:
+        answering = cycle is not None and (not cycle.response_complete if self._in_head else cycle.response_started)
+        if not answering and not self.pipeline:
             self.transport.write(answer)
         self.transport.close()
         if cycle is not None:
@@ -112,6 +156,11 @@ class Guarded(HttpToolsProtocol):
 @click.option("--port", default=8000, show_default=True)
 def main(host: str, port: int) -> None:
     """Serve callbacks and the API until SIGTERM."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + _OTHER_FILES
+    if soft < wanted:  # often 1024, which a thousand idle strangers would use up
+        soft = min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     uvicorn.run(
         "service.app:create_app",
         factory=True,
@@ -120,7 +169,7 @@ def main(host: str, port: int) -> None:
         http=Guarded,
         ws="none",
         lifespan="on",
-        limit_concurrency=MAX_CONNECTIONS,
+        limit_concurrency=max(1, min(MAX_CONNECTIONS, soft - _OTHER_FILES)),
         timeout_keep_alive=95,
         timeout_graceful_shutdown=20,
         access_log=False,

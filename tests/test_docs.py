@@ -1,7 +1,8 @@
-"""What the documents show works: the vendor that docs/adding-a-vendor.md adds passes the conformance suite."""
+"""What the documents show works: the vendor that docs/adding-a-vendor.md adds conforms, what is submitted is taken."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from service.vendors import VENDORS, catalogue
 from tests.support.processes import ROOT, environment
 
 _BLOCK = re.compile(r"`((?:service|tests)/[\w/.-]+)`:\n\n```(?:python|json)\n(.*?)```", re.DOTALL)
+_REQUEST = re.compile(r"""(?:-d '|```json\n)(\{\s*"vendor".*?\})(?:'|\n```)""", re.DOTALL)
 
 
 @pytest.fixture
@@ -46,3 +49,20 @@ def test_the_vendor_that_the_documents_add_conforms(checkout: Path) -> None:
     passed = re.search(r"(\d+) passed", answer.stdout)
     assert passed
     assert int(passed[1]) > len(blocks)
+
+
+def test_what_the_documents_submit_is_taken() -> None:
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/submitting.md"))
+    requests = [json.loads(body) for body in _REQUEST.findall(text)]
+    assert len(requests) == 4
+    for request in requests:
+        found = catalogue.choose(
+            request["vendor"], request.get("model"), request["input"], request.get("vendor_input", {})
+        )
+        assert isinstance(found, catalogue.Order), (request, found)
+
+
+def test_the_documents_name_every_model() -> None:
+    text = (ROOT / "docs" / "submitting.md").read_text()
+    models = {model.name for vendor in VENDORS.values() for model in vendor.MODELS}
+    assert {name for name in models | VENDORS.keys() if f"`{name}`" not in text} == set()

@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 
-from service.cli.demo_plan import SCENES, VENDORS, Scene
+from service.cli.demo_plan import SCENES
+from service.vendors import VENDORS
 from tests.support.processes import Processes, eventually, free_port
 
 SCENES_BY_LABEL = {
@@ -17,16 +18,6 @@ SCENES_BY_LABEL = {
     "poll": next(scene for scene in SCENES if scene.vendor == "kitta"),
     "envelope": next(scene for scene in SCENES if scene.vendor == "chanjing" and scene.verdict_by == "callback"),
 }
-
-
-def submit(scene: Scene, api: httpx.Client, sandbox: str) -> str:
-    job = api.post("/v1/jobs", json={"vendor": scene.vendor}).raise_for_status().json()
-    vendor = VENDORS[scene.vendor]
-    callback = {vendor.callback_field: job["callback_url"]} if vendor.callback_field else {}
-    url = f"{sandbox}/{scene.vendor}{scene.path}"
-    answer = httpx.post(url, json={**scene.body, **callback}, headers=vendor.headers).raise_for_status()
-    api.patch(f"/v1/jobs/{job['id']}", json={"vendor_job_id": vendor.find_id(answer.json())}).raise_for_status()
-    return str(job["id"])
 
 
 def test_the_procfile_does_the_main_job_under_a_procfile_runner(
@@ -62,7 +53,9 @@ def test_the_procfile_does_the_main_job_under_a_procfile_runner(
 
     runner.wait_until(ready, "an answer from /readyz", timeout=30)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer " + "a" * 32}) as api:
-        ids = {label: submit(scene, api, sandbox) for label, scene in SCENES_BY_LABEL.items()}
+        media = f"{sandbox}/media/input/"
+        submitted = {label: api.post("/v1/jobs", json=scene.request(media)) for label, scene in SCENES_BY_LABEL.items()}
+        ids = {label: answer.raise_for_status().json()["id"] for label, answer in submitted.items()}
 
         def jobs() -> list[dict[str, Any]]:
             return [api.get(f"/v1/jobs/{job_id}").json() for job_id in ids.values()]

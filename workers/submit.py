@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Final, Unpack
 from uuid import uuid4
 
 import httpx
+import msgspec
 from msgspec.structs import replace
 
 from service import logs
@@ -62,14 +64,17 @@ class Submitter:
             if job is None or ordered is None:
                 return "nothing to do"
             if job.status is Status.UNCONFIRMED:
-                return await self._look_for(job, ordered)
+                return await self._look_for(job, ordered, lease)
             if job.status is not Status.PENDING:
                 return "nothing to do"
             return await self._go_on(job, ordered, lease)
 
     async def _go_on(self, job: Job, ordered: Ordered, lease: Lease) -> str:
         asked = ordered.submission
-        order = catalogue.rebuild(job.vendor, asked.model, asked.input, asked.vendor_input)
+        try:
+            order = catalogue.rebuild(job.vendor, asked.model, asked.input, asked.vendor_input)
+        except (LookupError, msgspec.ValidationError) as gone:  # an earlier release had accepted it
+            return await self._failed(job, Refusal(code="invalid_input", message=str(gone)), b"")
         try:
             async with lease.alive():
                 said(await self._vendors.ready(job.vendor))
@@ -77,7 +82,7 @@ class Submitter:
                 order = first or await self._complete(job, order, ordered)
         except NotReady as trouble:
             return await self._not_ready(job, ordered, trouble)
-        return await self._order(job, order, lease)
+        return await self._order(job, order, ordered, lease)
 
     # -- what the order lacks ----------------------------------------------------------------------------
 
@@ -112,7 +117,7 @@ class Submitter:
 
     # -- sending -----------------------------------------------------------------------------------------
 
-    async def _order(self, job: Job, order: Order, lease: Lease) -> str:
+    async def _order(self, job: Job, order: Order, ordered: Ordered, lease: Lease) -> str:
         """Send it when its turn has come. Exactly one run gets past the mark, and none of them twice."""
         slug, model = job.vendor, order.model.name
         limit = self._accounts[slug].limits.get("submit")
@@ -120,7 +125,10 @@ class Submitter:
             return await self._wait(job, wait)
         sending, began = uuid4().hex, time.monotonic()
         seen = Observation(source=Source.SUBMIT, status=Status.UNCONFIRMED, detail=f"{model}: sent")
-        marked = await self._record(job, seen, sending=sending, expect={"status": Status.PENDING})
+        expect: dict[str, object] = {"status": Status.PENDING}
+        if not ordered.step_done:
+            expect["_step_at"] = None  # a job whose first step is under way is pending again
+        marked = await self._record(job, seen, sending=sending, expect=expect)
         if marked != "apply":
             return marked
         callback_url = self._tokens.url(slug, job.id)
@@ -131,8 +139,8 @@ class Submitter:
             age_ms = int((time.monotonic() - began) * 1000)
             return await self._refused(job, answer.reading, answer, sending, age_ms)
         if answer.reading.problem is not None:
-            return await self._unanswered(job, answer.reading, answer.raw)
-        taken = await self._record(job, replace(answer.reading, detail=model), raw=answer.raw)
+            return await self._unanswered(job, answer.reading, answer.raw, sending)
+        taken = await self._record(job, replace(answer.reading, model=model, detail=model), raw=answer.raw)
         await self._store.vendor_well(slug, "submit")
         return taken
 
@@ -148,9 +156,8 @@ class Submitter:
     async def _refused(self, job: Job, no: Refusal, answer: Answer[Observation], sending: str, age_ms: int) -> str:
         if answer.lost:
             words = f"{no.code}: {no.message}"
-            return await self._unanswered(
-                job, Observation(source=Source.SUBMIT, problem=Problem.NO_ANSWER, detail=words), answer.raw
-            )
+            seen = Observation(source=Source.SUBMIT, problem=Problem.NO_ANSWER, detail=words)
+            return await self._unanswered(job, seen, answer.raw, sending)
         if no.code not in _PASSING:
             await self._store.vendor_well(job.vendor, "submit")  # it answers
             return await self._failed(job, no, answer.raw, sending)
@@ -164,44 +171,45 @@ class Submitter:
         """The vendor does not want it, or it cannot be made into what the vendor wants."""
         error = JobError(code=no.code, message=no.message, retryable=no.retryable)
         seen = Observation(source=Source.SUBMIT, status=Status.FAILED, error=error, detail=f"{no.code}: {no.message}")
-        return await self._record(job, seen, raw=raw, expect={"_sent": sending} if sending else {})
+        expect = {"_sent": sending} if sending else {"status": Status.PENDING}
+        return await self._record(job, seen, raw=raw, expect=expect)
 
     # -- sent, and not answered --------------------------------------------------------------------------
 
-    async def _unanswered(self, job: Job, seen: Observation, raw: bytes) -> str:
+    async def _unanswered(self, job: Job, seen: Observation, raw: bytes, sending: str) -> str:
         """Nobody knows what became of it. It stays `unconfirmed` until somebody does."""
+        expect = {"status": Status.UNCONFIRMED, "_sent": sending}  # the operator may have sent it on its way again
         if VENDORS[job.vendor].LIST_PAGE:
-            return await self._record(job, seen, raw=raw, task=tasks.SUBMIT, retry_in=tasks.LOOKS[0])
-        return await self._hand_over(job, seen.detail or "", raw)
+            return await self._record(job, seen, raw=raw, task=tasks.SUBMIT, retry_in=tasks.LOOKS[0], expect=expect)
+        return await self._hand_over(job, seen.detail or "", expect, raw)
 
-    async def _hand_over(self, job: Job, why: str, raw: bytes = b"") -> str:
+    async def _hand_over(self, job: Job, why: str, expect: Mapping[str, object], raw: bytes = b"") -> str:
         _log.error("sent and not answered: an operator has to look", vendor=job.vendor, job_id=job.id, why=why)
         words = f"{why}; a callback may still tell, or say what is true with 'callsheet jobs resolve'"
         seen = Observation(source=Source.SUBMIT, problem=Problem.NO_ANSWER, detail=words)
-        return await self._record(job, seen, raw=raw, task=tasks.SUBMIT)
+        return await self._record(job, seen, raw=raw, task=tasks.SUBMIT, expect=expect)
 
-    async def _look_for(self, job: Job, ordered: Ordered) -> str:
+    async def _look_for(self, job: Job, ordered: Ordered, lease: Lease) -> str:
         """Look for the job in the vendor's list; adopt what can be nothing else."""
+        expect = {"status": Status.UNCONFIRMED, "_sent_at": ordered.sent_at_ms}
         if not VENDORS[job.vendor].LIST_PAGE:
-            return await self._hand_over(job, "the process that sent it died before the answer came")
-        found = await self._candidates(job, ordered)
+            return await self._hand_over(job, "the process that sent it died before the answer came", expect)
+        async with lease.alive():
+            found = await self._candidates(job, ordered)
         if isinstance(found, list) and len(found) == 1:
             seen = replace(found[0], source=Source.POLL, detail="found in the vendor's list")
             return await self._record(job, seen)
         why = found if isinstance(found, str) else f"{len(found) or 'none'} of the vendor's jobs could be this one"
         if ordered.attempts >= len(tasks.LOOKS):
-            return await self._hand_over(job, why)
+            return await self._hand_over(job, why, expect)
         seen = Observation(source=Source.POLL, problem=Problem.NO_ANSWER, detail=why)
-        return await self._record(job, seen, task=tasks.SUBMIT, retry_in=tasks.LOOKS[ordered.attempts])
+        again_in = tasks.LOOKS[ordered.attempts]
+        return await self._record(job, seen, task=tasks.SUBMIT, retry_in=again_in, expect=expect)
 
     async def _candidates(self, job: Job, ordered: Ordered) -> list[Observation] | str:
         """The vendor's jobs that nobody here knows, made when this one was sent; or why there is no telling."""
         since = datetime.fromtimestamp(ordered.sent_at_ms / 1000, tz=job.created_at.tzinfo)
         until = since + timedelta(seconds=CALL_SECONDS)
-        others = await self._store.unconfirmed(job.vendor)
-        near = CALL_SECONDS + 2 * SKEW.seconds
-        if any(abs(at - ordered.sent_at_ms) < near * 1000 for id_, at in others.items() if id_ != job.id):
-            return "other jobs that were sent at about the same time were not answered either"
         found: list[Observation] = []
         for number in range(MAX_PAGES):
             page = (await self._vendors.list_page(job.vendor, number)).reading
@@ -211,6 +219,11 @@ class Submitter:
             found += more
             if older or not page.more:
                 break
+        # Behind the list: what was being sent while that was read is unconfirmed now, or has its id.
+        others = await self._store.unconfirmed(job.vendor)
+        near = CALL_SECONDS + 2 * SKEW.seconds
+        if any(abs(at - ordered.sent_at_ms) < near * 1000 for id_, at in others.items() if id_ != job.id):
+            return "other jobs that were sent at about the same time were not answered either"
         if any(seen.submitted_at is None for seen in found):
             return "the vendor does not tell when its jobs were made"
         return found

@@ -19,8 +19,9 @@ import httpx
 from service.vendors import VENDORS
 from service.vendors.base import Refusal, Slot
 from workers import download
-from workers.download import Download, NotFetched
+from workers.download import Download, Interrupted, NotFetched, Unwanted
 from workers.outbound import TransportError
+from workers.stopping import stopped
 from workers.vendor_client import Answer, VendorClient
 
 #: Seconds that a vendor has to make an uploaded file ready, and between two looks at it.
@@ -72,8 +73,9 @@ class Uploader:
         try:
             async with asyncio.timeout(READY_WITHIN):
                 request = vendor.file_request(slot.file_id)
-                while not said(await self._vendors.ask(slug, request, vendor.read_file)):  # noqa: ASYNC110
-                    await asyncio.sleep(READY_EVERY)
+                while not said(await self._vendors.ask(slug, request, vendor.read_file)):
+                    if await stopped(self._interrupted, READY_EVERY):
+                        raise Interrupted
         except TimeoutError:
             words = f"input.{field}: the vendor has not made the file ready in {READY_WITHIN:.0f} s"
             raise NotReady("vendor_error", words, passing=True) from None
@@ -84,14 +86,15 @@ class Uploader:
         fetched = Download(self._limit, self._interrupted)
         try:
             async with download.opened(self._http, url) as response:
-                ending = _ending(url, response.headers.get("content-type", ""))
+                ending = _ending(url, response.headers.get("content-type", ""), endings)
                 if ending and ending not in endings:
                     words = f"input.{field}: the vendor takes {', '.join(endings)}, not {ending}"
                     raise NotReady("invalid_input", words)
                 async for chunk in fetched.chunks(response):
                     file.write(chunk)
         except NotFetched as error:
-            raise NotReady("invalid_input", f"input.{field}: {error}", passing=True) from error
+            passing = not isinstance(error, Unwanted)
+            raise NotReady("invalid_input", f"input.{field}: {error}", passing=passing) from error
         return ending or endings[0], fetched.size
 
     async def _put(self, slot: Slot, file: IO[bytes], size: int) -> None:
@@ -118,10 +121,10 @@ def said(answer: Answer[T]) -> T:
     return answer.reading
 
 
-def _ending(url: str, content_type: str) -> str:
+def _ending(url: str, content_type: str, endings: tuple[str, ...]) -> str:
     """By the name in the URL, else by what its server says; empty where neither tells."""
     named = PurePosixPath(urlsplit(url).path).suffix.lower()
-    if (mimetypes.guess_type(f"x{named}")[0] or "").startswith(("video/", "audio/")):
+    if named in endings or (mimetypes.guess_type(f"x{named}")[0] or "").startswith(("video/", "audio/")):
         return named
     told = content_type.partition(";")[0].strip().lower()
     return _ENDINGS.get(told) or (

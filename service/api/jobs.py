@@ -167,6 +167,12 @@ class _Jobs:
             return await self.read(request)
         for _ in range(5):  # two callers may add metadata at the same time
             job = await self._rows.job(request)
+            ordered = await self._store.ordered(job.id)
+            if wanted.vendor_job_id and ordered and ordered.before_it:
+                step = ordered.submission.step
+                raise ApiError(
+                    409, f"the vendor's job before it ({step}) has not been done: 'resolve' says what became of that"
+                )
             merged = None if wanted.metadata is None else job.metadata | wanted.metadata
             if wrong := _metadata_is_wrong(merged or {}):
                 raise ApiError(422, "the job's metadata would grow too large", [FieldError("metadata", wrong)])

@@ -51,8 +51,10 @@ class _Operator:
             else self._rows.no_account(job.vendor, "not polled")
         )
         failed = job.archive is Archive.FAILED
-        lost = job.status is Status.UNCONFIRMED and await self._store.ordered(job.id) is not None
-        if why and not failed and not lost:
+        ordered = await self._store.ordered(job.id)
+        lost = ordered is not None and job.status is Status.UNCONFIRMED
+        first = ordered is not None and job.status is Status.PENDING and ordered.before_it
+        if why and not failed and not lost and not first:
             raise ApiError(409, f"the vendor cannot be asked about this job: {why}")
         seen = Observation(
             source=Source.OPERATOR,
@@ -83,12 +85,19 @@ class _Operator:
         elif wanted.action == "resend":
             words = "the operator: the vendor has not taken it; it is sent again"
             seen = Observation(source=Source.OPERATOR, status=Status.PENDING, detail=words)
-            how |= {"task": tasks.SUBMIT, "retry_in": 0}
+            how |= {
+                "task": tasks.SUBMIT,
+                "retry_in": 0,
+                "expect": {"status": Status.UNCONFIRMED, "vendor_job_id": None},
+            }
         else:
             error = JobError(code="not_taken", message="the vendor has not taken it, says the operator", retryable=True)
             seen = Observation(source=Source.OPERATOR, status=Status.FAILED, error=error, detail=error.message)
         recorded = await self._tracker.record(seen, **how)
         refuse_taken(recorded, wanted.vendor_job_id)
+        if recorded.outcome == "other_job":
+            raise ApiError(409, f"the job already has the vendor_job_id {job.vendor_job_id!r}")
         if recorded.outcome == "changed":
-            raise ApiError(409, f"only an unconfirmed job can be resolved; this one is {job.status.value}")
+            known = f", and has the vendor_job_id {job.vendor_job_id!r}" if job.vendor_job_id else ""
+            raise ApiError(409, f"only an unconfirmed job can be resolved so; this one is {job.status.value}{known}")
         return await self._rows.answer(job.id, 200)

@@ -16,7 +16,10 @@ from service.jobs.tracker import Recorded
 from service.model import MAX_JOB_ID, Job
 from service.vendors.inputs import VISIBLE
 
-VendorJobId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_JOB_ID, pattern=rf"^{VISIBLE}+(?![\s\S])")]
+_FORM: Final = {"form": "the vendor's id, without white space"}
+VendorJobId = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=MAX_JOB_ID, pattern=rf"^{VISIBLE}+(?![\s\S])", extra=_FORM)
+]
 
 JOB_ID: Final = re.compile(r"job_[0-9a-v]{24}")
 

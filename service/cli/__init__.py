@@ -10,10 +10,12 @@ from pathlib import Path
 import click
 
 from service.cli.client import Where, deployment_settings
+from service.cli.costs import costs
 from service.cli.demo import demo
 from service.cli.doctor import doctor
 from service.cli.jobs import jobs, quarantine
 from service.cli.local import default_data_folder
+from service.cli.submit import submit
 from service.cli.up import up
 from service.cli.vendors import vendors
 from service.jobs.tokens import Tokens
@@ -59,5 +61,5 @@ def sandbox(arguments: tuple[str, ...]) -> None:
     raise SystemExit(subprocess.call([sys.executable, "-m", "sandbox", *arguments]))
 
 
-for command in (up, demo, doctor, jobs, quarantine, vendors):
+for command in (up, demo, doctor, submit, jobs, quarantine, costs, vendors):
     main.add_command(command)

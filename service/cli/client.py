@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from service import settings
-from service.settings import Settings, SettingsError
+from service.settings import SCOPES, Settings, SettingsError
 from service.vendors import VENDORS
 
 
@@ -38,8 +38,10 @@ def where() -> Where:
 class Client:
     """Calls the API; an answer that is a problem ends the command with the problem's words and exit code 1."""
 
-    def __init__(self) -> None:
-        url, key = _address()
+    def __init__(self, url: str = "", key: str = "") -> None:
+        """Of the deployment that the options or the environment name, where no `url` is given."""
+        if not url:
+            url, key = _address()
         self._http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"},
@@ -84,16 +86,19 @@ def _address() -> tuple[str, str]:
     if options.url:
         return options.url, options.api_key or ""
     if running := _running():
-        return running["url"], _first_key(running["environ"])
+        return running["url"], first_key(running["environ"])
     if os.environ.get("PUBLIC_URL") and os.environ.get("API_KEYS"):
-        return os.environ["PUBLIC_URL"], _first_key(os.environ)
+        return os.environ["PUBLIC_URL"], first_key(os.environ)
     raise click.ClickException(
         "no deployment to talk to: run 'callsheet up', or give --url and --api-key (CALLSHEET_URL, CALLSHEET_API_KEY)"
     )
 
 
-def _first_key(environ: Mapping[str, str]) -> str:
-    return environ["API_KEYS"].split(",")[0].partition(":")[2].strip()
+def first_key(environ: Mapping[str, str]) -> str:
+    """The first of `API_KEYS`, without its name and its scopes."""
+    rest = environ["API_KEYS"].split(",")[0].partition(":")[2].strip()
+    key, _, scopes = rest.rpartition(":")
+    return key if key and SCOPES.issuperset(scopes.split("+")) else rest
 
 
 def environment() -> dict[str, str]:

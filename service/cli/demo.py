@@ -1,7 +1,7 @@
-"""`callsheet demo`: jobs through every vendor, with what goes wrong in real life, and proof of the outcome.
+"""`callsheet demo`: jobs for every vendor, with what goes wrong in real life, and proof of the outcome.
 
-It ends with exit code 0 only if every job ended as it should and every stored file is, byte by byte, what the vendor
-served.
+It ends with exit code 0 only if every job ended as it should and no vendor was asked for one too many, if every stored
+file is, byte by byte, what the vendor served, if each event was published once, and if no callback's token got out.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ import json
 import signal
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -22,17 +19,17 @@ from uuid import uuid4
 import click
 import httpx
 import msgspec
-from redis import RedisError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from redis import Redis, RedisError
+from rich.console import Console
 
-from service.cli import demo_plan
+from service.cli.client import Client
 from service.cli.demo_plan import SCENES, Scene
+from service.cli.jobs import ended
 from service.cli.local import Local
-from service.cli.output import console, json_option, print_json, table
+from service.cli.output import console, json_option, price, print_json, since, table
 from service.jobs import tasks
 from service.jobs.store import connect_sync
-from service.model import VERDICTS
-from service.settings import load
+from service.settings import Settings, load
 from service.vendors import VENDORS
 
 TIMEOUT: Final = 90.0
@@ -47,13 +44,14 @@ class Row(msgspec.Struct, kw_only=True):
     vendor: str
     label: str
     job_id: str
-    status: str = ""
-    verdict_by: str = ""
-    archive: str = ""
-    bytes: int = 0
-    sha256: str = ""
-    verified: bool = False
-    seconds: float = 0.0
+    verdict_by: str
+    status: str
+    archive: str
+    bytes: int
+    sha256: str
+    verified: bool
+    cost: str
+    seconds: float
     problems: list[str] = []
 
 
@@ -68,206 +66,134 @@ def demo(timeout: float, as_json: bool) -> None:
     REDIS_URL and STORAGE_URL are used where they are set; otherwise everything is embedded, and gone afterwards.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    lines: deque[str] = deque(maxlen=60)
-    prefix = f"callsheet-demo-{uuid4().hex[:8]}"
-    settings = {"KEY_PREFIX": prefix, "POLL_GRACE_SECONDS": GRACE, "LOG_FORMAT": "json"}
-    with tempfile.TemporaryDirectory(prefix="callsheet-demo-") as folder:
-        try:
-            with Local(Path(folder), settings, seconds=SECONDS) as local:
-                if not as_json:
-                    console.print("Starting the store, the sandbox, web, worker and poller…")
-                local.start(lambda name, line: lines.append(f"{name}: {line}"))
-                rows = _Demo(local, quiet=as_json).run(timeout)
-                _tidy(local)
-        except (click.ClickException, httpx.HTTPError, RedisError):
-            click.echo("\n".join(lines), err=True)
-            raise
-    if as_json:
-        print_json([msgspec.structs.asdict(row) for row in rows])
-    else:
-        _show(rows)
-    if any(row.problems for row in rows):
-        click.echo("\nThe last lines of the processes:\n" + "\n".join(lines), err=True)
-        raise SystemExit(1)
+    screen = Console(quiet=True) if as_json else console
+    lines: list[str] = []
+    environ = {"KEY_PREFIX": f"callsheet-demo-{uuid4().hex[:8]}", "POLL_GRACE_SECONDS": GRACE, "LOG_FORMAT": "json"}
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="callsheet-demo-") as folder,
+            Local(Path(folder), environ, seconds=SECONDS) as local,
+        ):
+            screen.print("Starting the store, the sandbox, web, worker and poller…")
+            local.start(lambda name, line: lines.append(f"{name}: {line}"))
+            settings = load(VENDORS.values(), local.environ)
+            with connect_sync(settings) as redis:
+                rows = _Demo(local, redis, settings, lines).run(timeout, screen)
+                _tidy(redis, settings)
+        _tell(rows, as_json)
+    except (click.ClickException, httpx.HTTPError, RedisError):
+        click.echo("\nThe last lines of the processes:\n" + "\n".join(lines[-60:]), err=True)
+        raise
 
 
 class _Demo:
     """The internal service that the demo plays."""
 
-    def __init__(self, local: Local, *, quiet: bool) -> None:
+    def __init__(self, local: Local, redis: Redis, settings: Settings, lines: list[str]) -> None:
         self._local = local
-        self._quiet = quiet
-        self._settings = load(VENDORS.values(), local.environ)
-        self._http = httpx.Client(timeout=20, trust_env=False)
-        self._api = httpx.Client(
-            base_url=local.url, headers={"Authorization": f"Bearer {local.api_key}"}, timeout=20, trust_env=False
-        )
-        self._events: dict[str, dict[str, Any]] = {}  #: job id → the job as its last event had it
-        self._began: dict[str, float] = {}
+        self._redis = redis
+        self._stream = f"{settings.key_prefix}:stream"
+        self._lines = lines  #: what the processes have printed
+        self._api = Client(local.url, local.api_key)
+        self._events: list[dict[str, Any]] = []
+        self._ledger: list[dict[str, Any]] = []  #: the jobs as the vendors know them
 
-    def run(self, timeout: float) -> list[Row]:
-        with self._listening() as messages:
-            jobs = {scene: self._submit(scene) for scene in SCENES if scene.after is None}
-            with self._progress() as progress:
-                bar = progress.add_task("jobs at their end", total=len(SCENES))
-                deadline = time.monotonic() + timeout
-                while len(self._ended()) < len(SCENES) and time.monotonic() < deadline:
-                    self._local.check()
-                    for event in messages():
-                        self._hear(event, progress)
-                    jobs |= {scene: self._submit(scene, self._job(jobs, scene.after)) for scene in self._ready(jobs)}
-                    progress.update(bar, completed=len(self._ended()))
-            ledger = self._http.get(f"{self._local.sandbox_url}/_sandbox/jobs").json()["data"]
-            return [self._row(scene, jobs.get(scene, ""), {job["id"]: job for job in ledger}) for scene in SCENES]
-
-    @contextmanager
-    def _listening(self) -> Iterator[Any]:
-        """The events on pub/sub, subscribed to before anything is submitted."""
-        with connect_sync(self._settings) as redis, redis.pubsub(ignore_subscribe_messages=True) as subscription:
-            subscription.subscribe(f"{self._settings.key_prefix}:events")
-
-            def messages() -> Iterator[dict[str, Any]]:
-                message = subscription.get_message(timeout=0.2)
-                while message:
-                    yield json.loads(message["data"])
-                    message = subscription.get_message(timeout=0)
-
-            yield messages
-
-    def _submit(self, scene: Scene, faces: dict[str, Any] | None = None) -> str:
-        """Register a job, submit it to the vendor with its callback URL, attach the vendor's id."""
-        job = _answer(self._api.post("/v1/jobs", json={"vendor": scene.vendor, "metadata": {"scene": scene.label}}))
-        self._began[job["id"]] = time.monotonic()
-        vendor, body = demo_plan.VENDORS[scene.vendor], dict(scene.body)
-        if vendor.callback_field:
-            body[vendor.callback_field] = job["callback_url"]
-        if faces:
-            found = faces["result"]
-            body |= {"session_id": found["session_id"], "face_id": found["face_list"][0]["face_id"]}
-        url = f"{self._local.sandbox_url}/{scene.vendor}{scene.path}"
-        vendor_job_id = vendor.find_id(_answer(self._http.post(url, json=body, headers=vendor.headers)))
-        _answer(self._api.patch(f"/v1/jobs/{job['id']}", json={"vendor_job_id": vendor_job_id}))
-        return str(job["id"])
-
-    def _ready(self, jobs: dict[Scene, str]) -> list[Scene]:
-        """Scenes that waited for another's faces, and have them now."""
-        return [scene for scene in SCENES if scene not in jobs and self._job(jobs, scene.after).get("result")]
-
-    def _job(self, jobs: dict[Scene, str], label: str | None) -> dict[str, Any]:
-        wanted = next((id_ for scene, id_ in jobs.items() if scene.label == label), "")
-        return self._events.get(wanted, {})
-
-    def _hear(self, event: dict[str, Any], progress: Progress) -> None:
-        job = event["data"]
-        if job["id"] in self._began:
-            self._events[job["id"]] = job
-            seconds = time.monotonic() - self._began[job["id"]]
-            line = f"{seconds:6.1f} s  {event['type']:<15} {job['vendor']:<15} {job['metadata'].get('scene', '')}"
-            if not self._quiet:
-                progress.console.print(line, highlight=False)
-
-    def _ended(self) -> list[str]:
-        over = [job for job in self._events.values() if job["status"] in VERDICTS and job["archive"] != "waiting"]
-        return [job["id"] for job in over]
-
-    def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        return Progress(*columns, console=console, disable=self._quiet, transient=True)
+    def run(self, timeout: float, screen: Console) -> list[Row]:
+        """Submit everything, and follow the events until every job has ended or the time is over."""
+        media, deadline = f"{self._local.sandbox_url}/media/input/", time.monotonic() + timeout
+        jobs = [(scene, self._api.call("POST", "/v1/jobs", json=scene.request(media))) for scene in SCENES]
+        over, after = set[str](), "-"
+        while len(over) < len(jobs) and time.monotonic() < deadline:
+            self._local.check()
+            entries: Any = self._redis.xrange(self._stream, after)
+            for entry, fields in entries:
+                event = json.loads(fields[b"event"])
+                job, after = event["data"], f"({entry.decode()}"
+                self._events.append(event)
+                if ended(job) is not None:
+                    over.add(job["id"])
+                seconds, count = since(job, event["timestamp"]), f"{len(over):2} of {len(jobs)}"
+                words = f"{event['type']:<15} {job['vendor']:<15} {job['metadata']['scene']}"
+                screen.print(f"{seconds:6.1f} s  {count}  {words}")
+            time.sleep(0.1)
+        self._ledger = httpx.get(f"{self._local.sandbox_url}/_sandbox/jobs", trust_env=False).json()["data"]
+        return [self._row(scene, job["id"], job["callback_url"]) for scene, job in jobs]
 
     # -- the proof ---------------------------------------------------------------------------------------
 
-    def _row(self, scene: Scene, job_id: str, ledger: dict[str, dict[str, Any]]) -> Row:
-        row = Row(vendor=scene.vendor, label=scene.label, job_id=job_id)
-        if not job_id:
-            row.problems = ["was never submitted"]
-            return row
-        job = _answer(self._api.get(f"/v1/jobs/{job_id}"))
-        timeline = _answer(self._api.get(f"/v1/jobs/{job_id}/timeline"))["data"]
-        row.status, row.archive = job["status"], job["archive"]
-        row.verdict_by = next(
-            (e["source"] for e in timeline if e["status"] == job["status"] and e["applied"]), "nobody"
+    def _row(self, scene: Scene, job_id: str, callback_url: str) -> Row:
+        job = self._api.get(f"/v1/jobs/{job_id}")
+        timeline = self._api.get(f"/v1/jobs/{job_id}/timeline")["data"]
+        taken = {entry.get("vendor_job_id") for entry in timeline}
+        tasks = [task for task in self._ledger if task["id"] in taken]
+        served = [output["sha256"] for task in tasks for output in task["outputs"]]
+        copies = [output["stored"] for output in job["outputs"] if output["stored"]]
+        digests = [copy["sha256"] for copy in copies]
+        verdicts = [e["source"] for e in timeline if e["status"] == job["status"] and e["why"].startswith("was ")]
+        row = Row(
+            vendor=scene.vendor,
+            label=scene.label,
+            job_id=job_id,
+            verdict_by=verdicts[0] if verdicts else "nobody",
+            status=job["status"],
+            archive=job["archive"],
+            bytes=sum(copy["bytes"] for copy in copies),
+            sha256=" ".join(digests),
+            verified=bool(digests) and digests == served == [self._digest(copy["url"]) for copy in copies],
+            cost=price(job["cost"]),
+            seconds=since(job, job["stored_at"] or job["completed_at"] or job["created_at"]),
         )
-        row.seconds = _seconds(job)
-        served = (ledger.get(job["vendor_job_id"]) or {}).get("outputs", [])
-        for number, output in enumerate(job["outputs"] if job["archive"] == "stored" else []):
-            row.bytes += output["stored"]["bytes"]
-            row.sha256 = output["stored"]["sha256"]
-            row.verified = self._sha256(job_id, number) == row.sha256 == served[number]["sha256"]
-        row.problems = [*_differences(scene, row), *self._echoes(job_id, timeline)]
+        asked = sum(task["vendor"] == scene.vendor for task in self._ledger)
+        expected = (
+            ("status", row.status, scene.status),
+            ("archive", row.archive, scene.archive),
+            ("the verdict's source", row.verdict_by, scene.verdict_by),
+            ("the stored file verified", row.verified, scene.archive == "stored"),
+            ("its number of jobs at the vendor", len(tasks), scene.tasks),
+            ("the vendor's number of jobs", asked, sum(one.tasks for one in SCENES if one.vendor == scene.vendor)),
+        )
+        row.problems = [f"{what} is {found}, not {wanted}" for what, found, wanted in expected if found != wanted]
+        known = json.dumps([job, timeline], ensure_ascii=False)
+        if scene.says not in known:
+            row.problems.append(f"its timeline says nothing of {scene.says}")
+        if callback_url.rpartition(".")[2] in "".join([known, json.dumps(self._events), *self._lines]):
+            row.problems.append("a callback's token got out")
+        events = Counter(event["type"] for event in self._events if event["data"]["id"] == job_id)
+        row.problems += [f"{type_} was announced {times} times" for type_, times in events.items() if times > 1]
         return row
 
-    def _sha256(self, job_id: str, number: int) -> str:
-        """Of the bytes that a user gets from the API, wherever they are kept."""
-        answer = self._api.get(f"/v1/jobs/{job_id}/outputs/{number}")
-        if answer.is_redirect:
-            answer = self._http.get(answer.headers["location"])
+    def _digest(self, url: str) -> str:
+        """Of the bytes that a user gets, wherever they are kept."""
+        headers = {"Authorization": f"Bearer {self._local.api_key}"}
+        answer = httpx.get(url, headers=headers, timeout=20, trust_env=False, follow_redirects=True)
         return hashlib.sha256(answer.content).hexdigest()
 
-    def _echoes(self, job_id: str, timeline: list[dict[str, Any]]) -> list[str]:
-        """Each event type once, on the stream; no callback token in the timeline."""
-        with connect_sync(self._settings) as redis:
-            entries: Any = redis.xrange(f"{self._settings.key_prefix}:stream")
-        types = [
-            event["type"] for _, entry in entries if (event := json.loads(entry[b"event"]))["data"]["id"] == job_id
-        ]
-        twice = sorted({type_ for type_ in types if types.count(type_) > 1})
-        problems = [f"{type_} was announced twice" for type_ in twice]
-        url = self._api.get(f"/v1/jobs/{job_id}").text + json.dumps(timeline)
-        return [*problems, "a callback token got out"] if f"{job_id}." in url.replace(f"{job_id}.***", "") else problems
 
-
-def _differences(scene: Scene, row: Row) -> list[str]:
-    problems = []
-    for name, wanted, found in (("status", scene.status, row.status), ("archive", scene.archive, row.archive)):
-        if wanted != found:
-            problems.append(f"{name} is {found}, not {wanted}")
-    if scene.verdict_by not in ("either", row.verdict_by):
-        problems.append(f"the verdict came by {row.verdict_by}, not by {scene.verdict_by}")
-    if scene.archive == "stored" and not row.verified:
-        problems.append("the stored file is not what the vendor served")
-    return problems
-
-
-def _seconds(job: dict[str, Any]) -> float:
-    """From the registration to the stored file, or to the verdict where there is no file."""
-    end = job["stored_at"] or job["completed_at"]
-    if not end:
-        return 0.0
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(job["created_at"])).total_seconds()
-
-
-def _answer(response: httpx.Response) -> Any:
-    if not response.is_success:
-        path = response.request.url.path
-        raise click.ClickException(f"{response.request.method} {path}: {response.status_code} {response.text[:300]}")
-    return response.json()
-
-
-def _tidy(local: Local) -> None:
+def _tidy(redis: Redis, settings: Settings) -> None:
     """Take the demo's keys out of a Redis that is not its own."""
-    settings = load(VENDORS.values(), local.environ)
-    with connect_sync(settings) as redis:
-        queues = [settings.queue(task) for task in tasks.PATHS]
-        for pattern in (f"{settings.key_prefix}:*", *(f"rq:*:{queue}*" for queue in queues)):
-            for key in redis.scan_iter(pattern, count=1000):
-                redis.unlink(key)
-        redis.srem("rq:queues", *(f"rq:queue:{queue}" for queue in queues))
+    queues = [settings.queue(task) for task in tasks.PATHS]
+    for pattern in (f"{settings.key_prefix}:*", *(f"rq:*:{queue}*" for queue in queues)):
+        for key in redis.scan_iter(pattern, count=1000):
+            redis.unlink(key)
+    redis.srem("rq:queues", *(f"rq:queue:{queue}" for queue in queues))
 
 
-def _show(rows: list[Row]) -> None:
-    columns = ("vendor", "job", "verdict", "status", "archive", "bytes", "SHA-256", "seconds")
-    table(columns, [_cells(row) for row in rows])
-    wrong = [row for row in rows if row.problems]
-    for row in wrong:
-        console.print(f"{row.vendor}, {row.label}: {'; '.join(row.problems)}", style="red")
-    files = sum(row.verified for row in rows)
-    console.print(
-        f"{len(rows) - len(wrong)} of {len(rows)} jobs ended as they should; {files} files stored and verified.",
-        style="bold green" if not wrong else "bold red",
-    )
+def _tell(rows: list[Row], as_json: bool) -> None:
+    """Print the outcome. Raises `ClickException` where it is not what it should be."""
+    if as_json:
+        print_json([msgspec.structs.asdict(row) for row in rows])
+    else:
+        columns = ("vendor", "job", "verdict", "status", "archive", "SHA-256", "estimated / charged", "seconds")
+        table(columns, map(_cells, rows))
+    if wrong := [f"{row.vendor}, {row.label}: {'; '.join(row.problems)}" for row in rows if row.problems]:
+        raise click.ClickException("\n".join([f"{len(wrong)} of {len(rows)} did not end as they should:", *wrong]))
+    if not as_json:
+        files = sum(row.verified for row in rows)
+        words = f"All {len(rows)} jobs ended as they should; {files} files stored and verified."
+        console.print(words, style="bold green")
 
 
 def _cells(row: Row) -> list[object]:
     digest = f"{'✓' if row.verified else '✗'} {row.sha256[:6]}…" if row.sha256 else None
-    seconds = f"{row.seconds:.1f}"
-    return [row.vendor, row.label, row.verdict_by, row.status, row.archive, row.bytes or None, digest, seconds]
+    end = (row.verdict_by, row.status, row.archive, digest, row.cost, f"{row.seconds:.1f}")
+    return [row.vendor, row.label, *end]

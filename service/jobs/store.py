@@ -43,6 +43,11 @@ class Ordered(msgspec.Struct, frozen=True, kw_only=True):
     sent_at_ms: int  #: of the last sending; 0 where there was none
     attempts: int  #: in vain, of what is being tried at the moment
 
+    @property
+    def before_it(self) -> bool:
+        """Whether another of the vendor's jobs still has to be done before."""
+        return self.submission.step is not None and not self.step_done
+
 
 class CostSum(msgspec.Struct, frozen=True):
     """One sum of one day: `what` is `jobs`, `unknown`, `estimated`, `charged` or `difference`."""

@@ -16,10 +16,12 @@ from service.model import Cost, JobError
 
 #: Anything but white space and control characters, in words that every reader of patterns has.
 VISIBLE: Final = r"[^\x00-\x20\x7f-\xa0]"
+_URL: Final = {"form": "a URL with http:// or https:// and a host, without white space"}
+_ID: Final = {"form": "an id, without white space"}
 #: What every vendor fetches by itself: http or https, a host, and no white space.
-Url = Annotated[str, Meta(pattern=rf"^https?://(?![/?#]){VISIBLE}+(?![\s\S])", max_length=2048)]
+Url = Annotated[str, Meta(pattern=rf"^https?://(?![/?#]){VISIBLE}+(?![\s\S])", max_length=2048, extra=_URL)]
 #: A vendor's own id of something: a file, a face, a session.
-Id = Annotated[str, Meta(pattern=rf"^{VISIBLE}+(?![\s\S])", max_length=500)]
+Id = Annotated[str, Meta(pattern=rf"^{VISIBLE}+(?![\s\S])", max_length=500, extra=_ID)]
 
 #: Seconds. Vendors measure for themselves: what is told here only makes the estimate of the cost.
 Seconds = Annotated[float, Meta(ge=0.001, le=86_400)]

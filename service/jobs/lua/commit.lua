@@ -109,7 +109,7 @@ local function settle_cost(job, told)
     local known, news = cjson.decode(job.cost), cjson.decode(told.cost)
     if news.estimated == cjson.null then news.estimated = known.estimated end
     if news.charged == cjson.null then news.charged = known.charged end
-    if news.estimated == known.estimated and news.charged == known.charged and news.unit == known.unit then return false end
+    if cjson.encode({news.estimated, news.charged, news.unit}) == cjson.encode({known.estimated, known.charged, known.unit}) then return false end
     told.cost = cjson.encode(news)
   end
   job.cost = told.cost
@@ -148,26 +148,28 @@ local function apply_archive(job, id, fact, told)
 end
 
 -- Of a job that takes two of the vendor's jobs, what is about the first one: everything until that has succeeded, then
--- only what names it.
+-- what names it, and until the second is sent what the vendor says without naming either.
 local function about_step(job, fact)
-  if not job._step or not (fact.status == 'queued' or fact.status == 'processing' or is_verdict(fact.status)) then return false end
+  local status, told = fact.status, fact.told
+  if not job._step or not (fact.problem or status == 'queued' or status == 'processing' or is_verdict(status)) then return false end
   if job._step_at ~= 'succeeded' then return true end
-  return fact.told.vendor_job_id == job._step_id or fact.told.model == job._step
+  if told.vendor_job_id or told.model then return told.model == job._step or (job._step_id and told.vendor_job_id == job._step_id) end
+  return job.status == '"pending"' and (fact.source == 'callback' or fact.source == 'poll')
 end
 
 local STEPS = {queued = 1, processing = 2, succeeded = 3}
 
--- It is asked for like any other job; once it has succeeded, the job itself can be sent.
+-- It is asked for like any other job; once it has succeeded, the job itself can be sent, and nothing about it counts any more.
 local function apply_step(job, id, fact, told)
   local status, current = fact.status, unquote(job.status)
-  if current ~= 'pending' and current ~= 'unconfirmed' then return 'stale' end
+  local known, rank = STEPS[job._step_at] or 0, STEPS[status]
+  if rank == known then return 'same' end
+  if (current ~= 'pending' and current ~= 'unconfirmed') or known == 3 or (rank and rank < known) then return 'stale' end
   if is_verdict(status) and fact.witness == 'hinted' then return 'ask' end
-  if not STEPS[status] then
-    apply_status(job, id, fact, told)
+  if not rank then -- it failed: the job was never sent
+    set_status(job, id, status, told)
     return 'apply'
   end
-  local known = STEPS[job._step_at] or 0
-  if STEPS[status] <= known then return STEPS[status] == known and 'same' or 'stale' end
   if current == 'unconfirmed' then set_status(job, id, 'pending', told) end
   job._step_at = status
   if status == 'succeeded' then

@@ -43,14 +43,15 @@ local recent = {} -- calls within the window, newest first
 for _, at in ipairs(requests > 0 and redis.call('LRANGE', calls, 0, -1) or {}) do
   if NOW - at <= window then recent[#recent + 1] = tonumber(at) end
 end
-local free = requests > 0 and requests - #recent or math.huge
-if retry_at then free = NOW >= retry_at and math.min(free, 1) or 0 end -- it was unwell: one job tries
+local room = requests > 0 and requests - #recent or math.huge
+local free = room
+if retry_at then free = NOW >= retry_at and math.min(room, 1) or 0 end -- it was unwell: one job tries
 if free < math.huge then
   local at = redis.call('ZSCORE', turns, id)
   at = tonumber(at or reserve(vendor, id, math.max(requests, 1), window))
   local rank = redis.call('ZRANK', turns, id)
   if rank >= free then
-    local leaves = recent[#recent - (rank - math.max(free, 0))] -- the call that has to leave the window for this one
+    local leaves = rank >= room and recent[#recent - (rank - room)] -- the call that has to leave the window for this one
     return math.max(at - NOW, retry_at and retry_at - NOW or 0, leaves and leaves + window - NOW or 0, 200)
   end
 end
