@@ -207,5 +207,13 @@ def too_deep(value: object, levels: int = MAX_DEPTH) -> bool:
 
 def new_id(prefix: str, now_ms: int) -> str:
     """`{prefix}_` and 24 characters that sort by time (48 bits of milliseconds, 72 random bits)."""
-    raw = now_ms.to_bytes(6) + secrets.token_bytes(9)
-    return f"{prefix}_{base64.b32hexencode(raw).decode().lower()}"
+    return _id(prefix, now_ms, secrets.token_bytes(9))
+
+
+def first_id(prefix: str, ms: int) -> str:
+    """What sorts before every id that was made from that moment on, and after every earlier one."""
+    return _id(prefix, ms, bytes(9))
+
+
+def _id(prefix: str, ms: int, rest: bytes) -> str:
+    return f"{prefix}_{base64.b32hexencode(ms.to_bytes(6) + rest).decode().lower()}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import resource
+import socket
 import struct
 import termios
 from contextlib import suppress
@@ -39,6 +40,8 @@ LOOK_EVERY: Final = 2.5
 #: Connections at once; more are answered with 503. Files and Redis need some descriptors beside them.
 MAX_CONNECTIONS: Final = 4000
 _OTHER_FILES: Final = 200
+
+_AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_LONG: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -79,7 +82,7 @@ class Guarded(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD or len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too long a head, or too many requests at once")  # a 400, and the end of the connection
         self._in_head = False
@@ -113,6 +116,8 @@ class Guarded(HttpToolsProtocol):
         if not unread or unread != self._unread:
             self._unread, self._unread_since = unread, now
         elif now - self._unread_since > STALLED_SECONDS:
+            # Without lingering, or the system would go on offering what it has taken of the answer.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             self.transport.abort()
             return
         self._look_at = self.loop.call_later(LOOK_EVERY, self._look)

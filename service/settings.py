@@ -71,6 +71,14 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
         return cls(digest=hashlib.sha256(key.encode()).hexdigest(), scopes=scopes, short=len(key) < MIN_API_KEY)
 
 
+def key_entry(word: str) -> tuple[str, str, frozenset[str]]:
+    """Name, key and scopes of one entry of `API_KEYS`: `name:key[:scopes]`. Keys may have colons in them."""
+    name, _, rest = (part.strip() for part in word.partition(":"))
+    key, _, told = rest.rpartition(":")
+    scopes = frozenset(told.split("+"))
+    return (name, key, scopes) if key and scopes <= SCOPES else (name, rest, SCOPES)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a deployment says about itself. Times in seconds, sizes in bytes."""
 
@@ -84,6 +92,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     key_prefix: str = "callsheet"
     allow_private_networks: bool = False
     job_deadline: int = 86_400  #: how long a job may go without a verdict before it is `expired`
+    job_retention_days: int = 30  #: how long a job that has ended is kept
+    raw_retention_days: int = 7  #: how long what vendors sent is kept, in timelines and in quarantine
     poll_grace: float | None = None  #: how long to wait for a webhook before the first look; None: the vendor's own
     max_callback_bytes: int = 16 * 2**20  #: a legal apimodels callback echoes base64 audio: 8 MB and more
     max_output_bytes: int = 5 * 2**30
@@ -113,12 +123,19 @@ def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = Non
         "key_prefix": reader.prefix(),
         "allow_private_networks": reader.flag("ALLOW_PRIVATE_NETWORKS", default=False),
         "job_deadline": reader.amount("JOB_DEADLINE_SECONDS", int, 86_400, least=1),
+        "job_retention_days": reader.amount("JOB_RETENTION_DAYS", int, 30, least=2),  # no deadline may outlast it
+        "raw_retention_days": reader.amount("RAW_RETENTION_DAYS", int, 7, least=1),
         "poll_grace": reader.amount("POLL_GRACE_SECONDS", float, None),
         "max_callback_bytes": reader.amount("MAX_CALLBACK_BYTES", int, 16 * 2**20, least=1),
         "max_output_bytes": reader.amount("MAX_OUTPUT_BYTES", int, 5 * 2**30, least=1),
         "worker_concurrency": reader.amount("WORKER_CONCURRENCY", int, 32, least=1),
         "log_format": reader.choice("LOG_FORMAT", ("auto", "json", "console")),
     }
+    deadline, retention = settings["job_deadline"], settings["job_retention_days"]
+    if isinstance(deadline, int) and isinstance(retention, int) and deadline > retention * 86_400:
+        reader.problems.append(
+            "JOB_RETENTION_DAYS is shorter than JOB_DEADLINE_SECONDS: jobs would be forgotten unheard"
+        )
     if reader.problems:
         raise SettingsError(reader.problems)
     return Settings(**settings)  # type: ignore[arg-type]  # each value was made by the reader of its type
@@ -163,11 +180,7 @@ class _Reader:
     def api_keys(self) -> dict[str, ApiKey]:
         keys: dict[str, ApiKey] = {}
         for number, word in enumerate(self.words("API_KEYS", "a comma-separated list of name:key[:scopes]"), 1):
-            name, _, rest = (part.strip() for part in word.partition(":"))
-            key, _, told = rest.rpartition(":")
-            scopes = frozenset(told.split("+"))
-            if not key or not scopes <= SCOPES:  # keys may have colons in them
-                key, scopes = rest, SCOPES
+            name, key, scopes = key_entry(word)
             if not name or not key:
                 self.problems.append(f"API_KEYS: entry {number} is not of the form name:key[:scopes]")
             elif name in keys:

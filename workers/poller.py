@@ -55,13 +55,14 @@ class Poller:
         self._store = deployment.store
         self._tracker = deployment.tracker
         self._vendors = vendors
+        self._settings = deployment.settings
         self._askable = [slug for slug, account in deployment.settings.accounts.items() if account.complete]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Poll and sweep until `stop` is set. Calls that are not over soon after are cut: their claims run out."""
         turns: list[Turn] = [partial(self.look_after, slug) for slug in self._askable]
         loops = {asyncio.create_task(self._loop(stop, turn)) for turn in (*turns, self.expire, self.sweep)}
-        loops.add(asyncio.create_task(self._loop(stop, self.watch, every=60)))
+        loops |= {asyncio.create_task(self._loop(stop, turn, every=60)) for turn in (self.watch, self.retire)}
         await stop.wait()
         _, late = await asyncio.wait(loops, timeout=GRACE)
         for loop in late:
@@ -194,6 +195,15 @@ class Poller:
         if pushed:
             _log.info("swept", tasks=pushed)
         return pushed == CLAIM
+
+    async def retire(self) -> bool:
+        """Forget jobs and payloads that have been kept for as long as the settings say."""
+        now, day = await self._store.now_ms(), 86_400_000
+        jobs, raw = self._settings.job_retention_days, self._settings.raw_retention_days
+        gone = await self._store.retire(now - jobs * day, now - raw * day, CLAIM)
+        if gone:
+            _log.info("retired", jobs_and_letters=gone)
+        return gone == CLAIM
 
     async def watch(self) -> bool:
         """Look after jobs that were registered before their vendor had credentials."""

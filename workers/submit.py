@@ -179,6 +179,8 @@ class Submitter:
     async def _unanswered(self, job: Job, seen: Observation, raw: bytes, sending: str) -> str:
         """Nobody knows what became of it. It stays `unconfirmed` until somebody does."""
         expect = {"status": Status.UNCONFIRMED, "_sent": sending}  # the operator may have sent it on its way again
+        if seen.vendor_job_id:  # the poller asks what it is
+            return await self._record(job, seen, raw=raw, task=tasks.SUBMIT, poll_now=True, expect=expect)
         if VENDORS[job.vendor].LIST_PAGE:
             return await self._record(job, seen, raw=raw, task=tasks.SUBMIT, retry_in=tasks.LOOKS[0], expect=expect)
         return await self._hand_over(job, seen.detail or "", expect, raw)

@@ -14,6 +14,7 @@ from service.cli.costs import costs
 from service.cli.demo import demo
 from service.cli.doctor import doctor
 from service.cli.jobs import jobs, quarantine
+from service.cli.keys import keys
 from service.cli.local import default_data_folder
 from service.cli.submit import submit
 from service.cli.up import up
@@ -61,5 +62,5 @@ def sandbox(arguments: tuple[str, ...]) -> None:
     raise SystemExit(subprocess.call([sys.executable, "-m", "sandbox", *arguments]))
 
 
-for command in (up, demo, doctor, submit, jobs, quarantine, costs, vendors):
+for command in (up, demo, doctor, submit, jobs, quarantine, costs, vendors, keys):
     main.add_command(command)

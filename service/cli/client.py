@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from service import settings
-from service.settings import SCOPES, Settings, SettingsError
+from service.settings import HASHED, Settings, SettingsError, key_entry
 from service.vendors import VENDORS
 
 
@@ -95,10 +95,12 @@ def _address() -> tuple[str, str]:
 
 
 def first_key(environ: Mapping[str, str]) -> str:
-    """The first of `API_KEYS`, without its name and its scopes."""
-    rest = environ["API_KEYS"].split(",")[0].partition(":")[2].strip()
-    key, _, scopes = rest.rpartition(":")
-    return key if key and SCOPES.issuperset(scopes.split("+")) else rest
+    """The first of `API_KEYS` that is there itself, and not only as a hash."""
+    for word in environ["API_KEYS"].split(","):
+        _, key, _ = key_entry(word)
+        if not key.startswith(HASHED):
+            return key
+    raise click.ClickException("API_KEYS has only hashes of keys: give one with --api-key (CALLSHEET_API_KEY)")
 
 
 def environment() -> dict[str, str]:

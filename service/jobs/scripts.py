@@ -125,6 +125,7 @@ def script_text(name: str, settings: Settings) -> str:
         "PARKED_LENGTH": PARKED_LENGTH,
         "PARKED_SECONDS": PARKED_SECONDS,
         "IDEMPOTENCY_SECONDS": IDEMPOTENCY_SECONDS,
+        "RAW_SECONDS": settings.raw_retention_days * 86_400,
     }
     header = "\n".join(f"local {name} = {_lua(value)}" for name, value in constants.items())
     return "\n".join((shebang, header, (source / "prelude.lua").read_text(), body))

@@ -6,13 +6,14 @@ Writes that change a job go through `commit.lua` alone, by way of tracker.py. Al
     vendor_jobs:{vendor} hash, vendor's id → ours · parked:{vendor}:{vendor's id} list · idempotency:{…} string
     polls:{vendor}, deadlines zsets of ids by due time · tasks the same of RQ job ids · turns:{vendor} the same by turn
     vendor:{vendor}[:submit] hash · calls:{vendor}:{kind} list · costs:{day} hash of sums, cost_days set
-    quarantine zset and quarantine:{id} hashes · stream · lease:{…} and token:{vendor} strings
+    raw:{id} hash of payloads · quarantine zset and quarantine:{id} hashes · stream · lease:{…}, token:{vendor} strings
     channels events, events:{id}
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+import re
+from typing import Any, Final, cast
 
 import msgspec
 from redis import Redis as SyncRedis
@@ -22,7 +23,7 @@ from redis.backoff import ConstantBackoff
 from redis.commands.core import AsyncScript
 
 from service.jobs.scripts import Line, script_text, unpack_body
-from service.model import Job, Status, Submission
+from service.model import Job, Status, Submission, first_id
 from service.settings import Settings
 
 
@@ -84,6 +85,10 @@ def _text(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode()
 
 
+#: The number of an entry's raw payload; strings end with a quotation mark.
+_RAW: Final = re.compile(rb',"raw":(\d+)}$')
+
+
 class Store:
     """Reads, claims and leases. Nothing here changes a job."""
 
@@ -96,6 +101,7 @@ class Store:
         self._vendor: AsyncScript = redis.register_script(script_text("vendor", settings))
         self._held: AsyncScript = redis.register_script(script_text("held", settings))
         self._sweep: AsyncScript = redis.register_script(script_text("sweep", settings))
+        self._retire: AsyncScript = redis.register_script(script_text("retire", settings))
 
     def key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
@@ -129,7 +135,12 @@ class Store:
         return None if found is None else _text(found)
 
     async def timeline_json(self, job_id: str) -> list[bytes]:
-        return cast("list[bytes]", await self.redis.lrange(self.key("timeline", job_id), 0, -1))
+        """A job's timeline, each entry with its raw payload as long as that is kept."""
+        pipeline = self.redis.pipeline(transaction=False)
+        pipeline.lrange(self.key("timeline", job_id), 0, -1)
+        pipeline.hgetall(self.key("raw", job_id))
+        entries, raw = await pipeline.execute()
+        return [_RAW.sub(lambda found: b',"raw":' + raw.get(found[1], b"null") + b"}", entry) for entry in entries]
 
     async def attempts(self, job_id: str) -> int:
         """How often the job's task was tried in vain since it was last asked for."""
@@ -241,6 +252,10 @@ class Store:
         """Look again at that time, without anything having been learned."""
         if job_ids:
             await self.redis.zadd(self.key("polls", vendor), dict.fromkeys(job_ids, at_ms), xx=True)
+
+    async def retire(self, job_ms: int, raw_ms: int, limit: int) -> int:
+        """Forget what has ended and is older than the two moments; how many jobs and letters that were."""
+        return int(await self._retire(args=[first_id("job", job_ms), raw_ms, limit]))
 
     async def sweep(self, limit: int) -> int:
         """Enqueue again what should have moved and did not; how many that were."""

@@ -63,6 +63,8 @@ def environment(made: Settings) -> dict[str, str]:
         "KEY_PREFIX": made.key_prefix,
         "ALLOW_PRIVATE_NETWORKS": str(int(made.allow_private_networks)),
         "JOB_DEADLINE_SECONDS": str(made.job_deadline),
+        "JOB_RETENTION_DAYS": str(made.job_retention_days),
+        "RAW_RETENTION_DAYS": str(made.raw_retention_days),
         "MAX_CALLBACK_BYTES": str(made.max_callback_bytes),
         "MAX_OUTPUT_BYTES": str(made.max_output_bytes),
         "WORKER_CONCURRENCY": str(made.worker_concurrency),

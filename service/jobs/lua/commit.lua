@@ -262,7 +262,12 @@ local function remember(job, id, fact, decision, before, linked, of_step)
   if linked then entry[#entry + 1] = '"vendor_job_id":' .. fact.told.vendor_job_id end
   if fact.problem then entry[#entry + 1] = '"problem":' .. quote(fact.problem) end
   if fact.detail then entry[#entry + 1] = '"detail":' .. fact.detail end
-  if fact.raw and decision ~= 'same' then entry[#entry + 1] = '"raw":' .. fact.raw end
+  if fact.raw and decision ~= 'same' then -- apart, so that it can be forgotten before the rest
+    job._raws = string.format('%d', (job._raws or 0) + 1)
+    redis.call('HSET', key('raw', id), job._raws, fact.raw)
+    redis.call('EXPIRE', key('raw', id), RAW_SECONDS)
+    entry[#entry + 1] = '"raw":' .. job._raws
+  end
   redis.call('RPUSH', key('timeline', id), '{' .. table.concat(entry, ',') .. '}')
 end
 

@@ -5,6 +5,7 @@
 -- nothing is ever decoded and encoded again. Fields that begin with '_' are ours alone and never leave the store:
 --   _since    ms, when the vendor got the job (or when the row was made): its age sets the rhythm of polling
 --   _expires  ms, the deadline          _events   the types announced so far      _attempts  tries to store the outputs
+--   _raws     how many raw payloads were kept, each in raw:{id} for as long as the setting says
 --   _unlisted facts that the full timeline no longer lists      _trouble  what polling stumbled over last
 -- and of a job that we submit:
 --   _order    JSON, what is asked of the vendor                 _prepared JSON, what was found and uploaded for it
