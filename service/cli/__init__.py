@@ -13,6 +13,7 @@ from service.cli.client import Where, deployment_settings
 from service.cli.costs import costs
 from service.cli.demo import demo
 from service.cli.doctor import doctor
+from service.cli.export import export
 from service.cli.jobs import jobs, quarantine
 from service.cli.keys import keys
 from service.cli.local import default_data_folder
@@ -62,5 +63,5 @@ def sandbox(arguments: tuple[str, ...]) -> None:
     raise SystemExit(subprocess.call([sys.executable, "-m", "sandbox", *arguments]))
 
 
-for command in (up, demo, doctor, submit, jobs, quarantine, costs, vendors, keys):
+for command in (up, demo, doctor, submit, jobs, quarantine, costs, vendors, keys, export):
     main.add_command(command)
