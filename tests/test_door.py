@@ -1332,7 +1332,8 @@ async def said_and_checked(desk: Desk, job_id: str, vendor_job_id: str, seen: Ob
         assert after.status is (seen.status if outcome == "apply" else before.status)
     else:
         assert after.status is before.status
-    assert rules.RANK[after.status] >= rules.RANK[before.status]
+    not_taken = (before.status, after.status) == (Status.UNCONFIRMED, Status.PENDING)
+    assert rules.RANK[after.status] >= rules.RANK[before.status] or not_taken
     if before.status in VERDICTS and after.status is not before.status:
         assert seen.source in (Source.POLL, Source.SUBMIT), "only the asked vendor takes a verdict back"
     if outcome in ("same", "stale", "ask") or seen.problem:
