@@ -21,7 +21,6 @@ from service.vendors.base import Refusal, Slot
 from workers import download
 from workers.download import Download, Interrupted, NotFetched, Unwanted
 from workers.outbound import TransportError
-from workers.stopping import stopped
 from workers.vendor_client import Answer, VendorClient
 
 #: Seconds that a vendor has to make an uploaded file ready, and between two looks at it.
@@ -61,8 +60,21 @@ class Uploader:
 
         Raises:
             NotReady: Nothing usable came of it.
-            Interrupted: The process stops.
+            Interrupted: The process stops, wherever it stands or stalls.
         """
+        under_way = asyncio.create_task(self._upload(slug, field, url))
+        interrupted = asyncio.create_task(self._interrupted.wait())
+        try:
+            await asyncio.wait((under_way, interrupted), return_when=asyncio.FIRST_COMPLETED)
+            if not under_way.done():
+                raise Interrupted
+            return await under_way
+        finally:
+            under_way.cancel()
+            interrupted.cancel()
+            await asyncio.gather(under_way, interrupted, return_exceptions=True)
+
+    async def _upload(self, slug: str, field: str, url: str) -> str:
         vendor = VENDORS[slug]
         with tempfile.TemporaryFile() as file:
             ending, size = await self._fetch(field, url, vendor.UPLOADS[field], file)
@@ -73,9 +85,8 @@ class Uploader:
         try:
             async with asyncio.timeout(READY_WITHIN):
                 request = vendor.file_request(slot.file_id)
-                while not said(await self._vendors.ask(slug, request, vendor.read_file)):
-                    if await stopped(self._interrupted, READY_EVERY):
-                        raise Interrupted
+                while not said(await self._vendors.ask(slug, request, vendor.read_file)):  # noqa: ASYNC110
+                    await asyncio.sleep(READY_EVERY)
         except TimeoutError:
             words = f"input.{field}: the vendor has not made the file ready in {READY_WITHIN:.0f} s"
             raise NotReady("vendor_error", words, passing=True) from None

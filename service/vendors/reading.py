@@ -236,13 +236,15 @@ def submitted(http_status: int, no: Refusal | None, answer: object, reader: Read
     """The answer to a submission: the vendor's job, the vendor's no, or (`problem`) that neither can be told from it.
 
     An error that only says that something broke on the way may come after the job was made and paid for. It is a no
-    where the vendor itself has words for it, and where HTTP says that the request was not taken (4xx, 503).
+    where the vendor itself has words for it, and where HTTP says that the request was not taken (4xx, 503); never where
+    a gateway between us says that the vendor did not answer it.
     """
     body, seen = mapping(answer), reading(Source.SUBMIT, answer, reader)
     fault = complaint(body.get("error"))
     if no is not None:
         taken = not (200 <= http_status < 300 or 400 <= http_status < 500 or http_status == 503)
-        if taken and (seen.vendor_job_id or not (fault or complaint(body))):
+        gateway = no.code == "vendor_unreachable" and http_status != 503  # it has words of its own, and knows no more
+        if gateway or (taken and (seen.vendor_job_id or not (fault or complaint(body)))):
             problem = Problem.BAD_JSON if seen.problem is Problem.BAD_JSON else Problem.BAD_SHAPE
             return unreadable(Source.SUBMIT, problem, no.message, seen.vendor_job_id)
         return no

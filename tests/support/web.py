@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Unpack, cast
 
@@ -134,11 +134,13 @@ def start_web(folder: Path, env: Mapping[str, str]) -> Process:
 
 
 @contextlib.contextmanager
-def web_process(folder: Path, env: Mapping[str, str]) -> Iterator[Web]:
+def web_process(
+    folder: Path, env: Mapping[str, str], start: Callable[[Path, Mapping[str, str]], Process] = start_web
+) -> Iterator[Web]:
     """Run the web process; see `environment_of` for its settings."""
     for attempt in range(1, _ATTEMPTS + 1):
         settings = environment_of(free_port(), folder, env)
-        with start_web(folder, settings) as process:
+        with start(folder, settings) as process:
             web = Web(process, settings)
             try:
                 process.wait_until(lambda web=web: _answers(web), "an answer of the web process")  # type: ignore[misc]

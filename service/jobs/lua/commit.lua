@@ -377,10 +377,14 @@ end
 -- When the task that the fact is about is run again: after retry_in ms, never (none), at once and from the beginning (0).
 local function reschedule(job, id, fact)
   local rq_id = fact.task .. '-' .. id
-  if fact.problem then job._attempts = string.format('%d', (job._attempts or 0) + 1) end
+  if fact.problem then
+    job._attempts = string.format('%d', (job._attempts or 0) + 1)
+    redis.call('ZREM', key('turns', unquote(job.vendor)), id) -- what is not ready keeps no place in the line
+  end
   if not fact.retry_in then
     redis.call('ZREM', key('tasks'), rq_id)
   elseif fact.retry_in == 0 then
+    job._attempts = nil
     push_task(fact.task, id)
   else
     redis.call('ZADD', key('tasks'), 'XX', NOW + fact.retry_in, rq_id)

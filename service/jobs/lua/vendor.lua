@@ -48,6 +48,10 @@ local free = room
 if retry_at then free = NOW >= retry_at and math.min(room, 1) or 0 end -- it was unwell: one job tries
 if free < math.huge then
   local at = redis.call('ZSCORE', turns, id)
+  if not at and redis.call('HEXISTS', key('job', id), '_sent') == 1 then -- it had its turn, and was refused: before all others
+    at = retry_at or NOW
+    redis.call('ZADD', turns, at, id)
+  end
   at = tonumber(at or reserve(vendor, id, math.max(requests, 1), window))
   local rank = redis.call('ZRANK', turns, id)
   if rank >= free then
