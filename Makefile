@@ -10,7 +10,7 @@ CANDIDATES := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 pyth
 # Either would let another environment's packages into ours.
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: help setup demo up test check lock clean stale
+.PHONY: help setup demo up test chaos check lock clean stale
 
 help: ## show these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  %-12s %s\n' "$$target" "$$does"; done
@@ -26,6 +26,9 @@ up: $(READY) ## web, worker, poller and sandbox until Ctrl-C; data stays under v
 
 test: $(READY) ## the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(READY) ## the fault suite, some 20 minutes: everything dies, and nothing is lost; ARGS="kills redis" plays only these
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 check: $(READY) ## lint, format, types, and the rules of who may import whom
 	@status=0; \

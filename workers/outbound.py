@@ -20,6 +20,9 @@ from httpx_aiohttp import AiohttpTransport
 #: Some vendors' CDNs answer 403 to the name of a library.
 USER_AGENT: Final = "Mozilla/5.0 (compatible; callsheet/0.1)"
 
+#: Seconds without a byte after which a request is given up, unless its caller says otherwise.
+READ_SECONDS: Final = 20.0
+
 #: Wherever no vendor and no subscriber can be: this machine, private networks, and what only looks public.
 _DENIED: Final = tuple(
     ip_network(network)
@@ -119,7 +122,7 @@ def client(*, allow_private_networks: bool, connections: int = 100, reuse: bool 
     transport = GuardedTransport(allow_private_networks=allow_private_networks, connections=connections, reuse=reuse)
     return httpx.AsyncClient(
         transport=transport,
-        timeout=httpx.Timeout(20, connect=10, pool=60),
+        timeout=httpx.Timeout(READ_SECONDS, connect=10, pool=60),
         headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
         cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=())),  # none is taken, so none is sent
         trust_env=False,

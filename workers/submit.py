@@ -142,6 +142,8 @@ class Submitter:
             return await self._unanswered(job, answer.reading, answer.raw, sending)
         taken = await self._record(job, replace(answer.reading, model=model, detail=model), raw=answer.raw)
         await self._store.vendor_well(slug, "submit")
+        if taken != "apply":  # a callback was here first, and what it set off has found the lease held
+            await self._store.alive(f"{tasks.SUBMIT}-{job.id}", 1)
         return taken
 
     async def _wait(self, job: Job, seconds: float) -> str:
