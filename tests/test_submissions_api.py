@@ -262,7 +262,7 @@ def test_either_input_makes_a_request_a_submission(web: Web) -> None:
         ({"vendor": "kitta", "input": None}, ["input"]),
         ({"vendor": "kitta", "input": []}, ["input"]),
         ({"vendor": "kitta", "input": "https://example.com/video.mp4"}, ["input"]),
-        ({"vendor": "kitta", "input": VIDEO | AUDIO, "vendor_input": None}, ["vendor_input"]),
+        ({"vendor": "kitta", "input": VIDEO | AUDIO, "vendor_input": []}, ["vendor_input"]),
         ({"vendor": "kitta", "input": VIDEO | AUDIO, "vendor_input": 7}, ["vendor_input"]),
         ({"vendor": "kitta", "input": VIDEO | AUDIO, "model": 7}, ["model"]),
         ({"vendor": "kitta", "input": VIDEO | AUDIO, "model": ""}, ["model"]),

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from service.jobs import tasks
 from service.jobs.store import Store
 from service.jobs.tokens import Tokens
-from service.model import Job, Limit, Observation, Source, Status
+from service.model import Job, JobError, Limit, Observation, Source, Status
 from service.settings import Settings
 from service.vendors import VENDORS
 from tests.support import deployment as deployments
@@ -650,6 +650,30 @@ async def test_a_stranger_s_job_made_at_another_time_is_not_taken_for_ours(
     assert desk.job(job_id).vendor_job_id == (stranger if fits else None)
     if not fits:
         assert "none of the vendor's jobs" in desk.timeline(job_id)[-1]["detail"]
+
+
+async def test_a_stranger_s_job_that_was_asked_something_else_is_not_taken_for_ours(
+    desk: Desk, crew: Crew, sandbox: Sandbox
+) -> None:
+    image = {"image_url": "https://example.com/face.png", "audio_url": "https://example.com/voice.mp3"}
+    job_id = lost_at(desk, order(desk, "kitta", image))
+    sandbox.submit("kitta", "job_stuck")  # in video mode
+    await crew.send(job_id)
+    assert desk.job(job_id).vendor_job_id is None
+    assert "none of the vendor's jobs" in desk.timeline(job_id)[-1]["detail"]
+
+
+async def test_beside_a_job_that_failed_for_an_error_of_the_vendor_s_none_is_taken(
+    desk: Desk, crew: Crew, sandbox: Sandbox
+) -> None:
+    """The vendor may have made that one all the same, and then it is the stranger."""
+    failed, job_id = (lost_at(desk, order(desk, "kitta")) for _ in range(2))
+    error = JobError(code="vendor_error", message="database error", retryable=True)
+    desk.record(Observation(source=Source.SUBMIT, status=Status.FAILED, error=error), vendor="kitta", job_id=failed)
+    sandbox.submit("kitta", "job_stuck")
+    await crew.send(job_id)
+    assert desk.job(job_id).vendor_job_id is None
+    assert "other jobs" in desk.timeline(job_id)[-1]["detail"]
 
 
 async def test_of_two_strangers_that_fit_none_is_taken(desk: Desk, crew: Crew, sandbox: Sandbox) -> None:

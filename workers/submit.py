@@ -63,11 +63,13 @@ class Submitter:
             job, ordered = await self._store.job(job_id), await self._store.ordered(job_id)
             if job is None or ordered is None:
                 return "nothing to do"
-            if job.status is Status.UNCONFIRMED:
-                return await self._look_for(job, ordered, lease)
-            if job.status is not Status.PENDING:
+            if job.status not in (Status.PENDING, Status.UNCONFIRMED):
                 return "nothing to do"
-            return await self._go_on(job, ordered, lease)
+            step = self._go_on if job.status is Status.PENDING else self._look_for
+            outcome = await step(job, ordered, lease)
+            if outcome not in ("apply", "note", "waits"):  # a callback was here meanwhile, and found the lease held
+                await self._store.alive(lease.name, 1)
+            return outcome
 
     async def _go_on(self, job: Job, ordered: Ordered, lease: Lease) -> str:
         asked = ordered.submission
@@ -109,7 +111,8 @@ class Submitter:
         """Nothing was ordered yet: try again later, or give the job up where that is no use."""
         made, delays = ordered.attempts, tasks.PREPARE_RETRIES
         if trouble.code not in _PASSING and (not trouble.passing or made >= len(delays)):
-            return await self._failed(job, Refusal(code=trouble.code, message=trouble.message), b"")
+            no = Refusal(code=trouble.code, message=trouble.message)
+            return await self._failed(job, no, b"", retryable=trouble.passing)
         wait = max(trouble.retry_after, delays[min(made, len(delays) - 1)])
         words = f"attempt {made + 1}: {trouble.code}: {trouble.message}; next in {wait:.0f} s"
         seen = Observation(source=Source.SUBMIT, problem=Problem.NOT_SENT, detail=words)
@@ -117,8 +120,11 @@ class Submitter:
 
     # -- sending -----------------------------------------------------------------------------------------
 
-    async def _order(self, job: Job, order: Order, ordered: Ordered, lease: Lease) -> str:
-        """Send it when its turn has come. Exactly one run gets past the mark, and none of them twice."""
+    async def _order(self, job: Job, order: Order, ordered: Ordered, lease: Lease, *, renewed: bool = False) -> str:
+        """Send it when its turn has come. Exactly one run gets past the mark, and none of them twice.
+
+        `renewed`: the vendor has refused our token once already, and this is with a new one.
+        """
         slug, model = job.vendor, order.model.name
         limit = self._accounts[slug].limits.get("submit")
         if wait := await self._store.submit_turn(slug, job.id, Line.of(limit) if limit else None):
@@ -137,13 +143,13 @@ class Submitter:
             answer = await self._vendors.submit(slug, request)
         if isinstance(answer.reading, Refusal):
             age_ms = int((time.monotonic() - began) * 1000)
-            return await self._refused(job, answer.reading, answer, sending, age_ms)
+            done = await self._refused(job, answer.reading, answer, sending, age_ms, again=answer.stale and not renewed)
+            again = done == "apply" and answer.stale and not renewed
+            return await self._order(job, order, ordered, lease, renewed=True) if again else done
         if answer.reading.problem is not None:
             return await self._unanswered(job, answer.reading, answer.raw, sending)
         taken = await self._record(job, replace(answer.reading, model=model, detail=model), raw=answer.raw)
         await self._store.vendor_well(slug, "submit")
-        if taken != "apply":  # a callback was here first, and what it set off has found the lease held
-            await self._store.alive(f"{tasks.SUBMIT}-{job.id}", 1)
         return taken
 
     async def _wait(self, job: Job, seconds: float) -> str:
@@ -155,11 +161,16 @@ class Submitter:
         seen = Observation(source=Source.SUBMIT, detail="waits for its turn")
         return await self._record(job, seen, task=tasks.SUBMIT, retry_in=seconds)
 
-    async def _refused(self, job: Job, no: Refusal, answer: Answer[Observation], sending: str, age_ms: int) -> str:
+    async def _refused(
+        self, job: Job, no: Refusal, answer: Answer[Observation], sending: str, age_ms: int, *, again: bool
+    ) -> str:
         if answer.lost:
             words = f"{no.code}: {no.message}"
             seen = Observation(source=Source.SUBMIT, problem=Problem.NO_ANSWER, detail=words)
             return await self._unanswered(job, seen, answer.raw, sending)
+        if again:
+            seen = Observation(source=Source.SUBMIT, status=Status.PENDING, detail="not taken: the token had died")
+            return await self._record(job, seen, expect={"_sent": sending})
         if no.code not in _PASSING:
             await self._store.vendor_well(job.vendor, "submit")  # it answers
             return await self._failed(job, no, answer.raw, sending)
@@ -169,9 +180,11 @@ class Submitter:
             job, seen, raw=answer.raw, task=tasks.SUBMIT, retry_in=wait, expect={"_sent": sending}
         )
 
-    async def _failed(self, job: Job, no: Refusal, raw: bytes, sending: str | None = None) -> str:
+    async def _failed(
+        self, job: Job, no: Refusal, raw: bytes, sending: str | None = None, *, retryable: bool = False
+    ) -> str:
         """The vendor does not want it, or it cannot be made into what the vendor wants."""
-        error = JobError(code=no.code, message=no.message, retryable=no.retryable)
+        error = JobError(code=no.code, message=no.message, retryable=no.retryable or retryable)
         seen = Observation(source=Source.SUBMIT, status=Status.FAILED, error=error, detail=f"{no.code}: {no.message}")
         expect = {"_sent": sending} if sending else {"status": Status.PENDING}
         return await self._record(job, seen, raw=raw, expect=expect)
@@ -219,34 +232,37 @@ class Submitter:
             page = (await self._vendors.list_page(job.vendor, number)).reading
             if isinstance(page, Refusal):
                 return f"the vendor's list cannot be read: {page.code}: {page.message}"
-            older, more = await self._strangers(job, page, since - SKEW, until + SKEW)
+            asked = ordered.submission.input
+            older, more = await self._strangers(job, asked, page, since - SKEW, until + SKEW)
             found += more
             if older or not page.more:
                 break
         # Behind the list: what was being sent while that was read is unconfirmed now, or has its id.
-        others = await self._store.unconfirmed(job.vendor)
+        others = await self._store.unsettled(job.vendor)
         near = CALL_SECONDS + 2 * SKEW.seconds
         if any(abs(at - ordered.sent_at_ms) < near * 1000 for id_, at in others.items() if id_ != job.id):
-            return "other jobs that were sent at about the same time were not answered either"
+            return "of other jobs that were sent at about the same time nobody knows either"
         if any(seen.submitted_at is None for seen in found):
             return "the vendor does not tell when its jobs were made"
         return found
 
     async def _strangers(
-        self, job: Job, page: ListPage, since: datetime, until: datetime
+        self, job: Job, asked: Mapping[str, object], page: ListPage, since: datetime, until: datetime
     ) -> tuple[bool, list[Observation]]:
         """Those of a page that no job of ours has, made between the two times; and whether it goes back further."""
         ids = [row.vendor_job_id for row in page.observations if row.vendor_job_id]
         unknown, found = await self._store.unknown(job.vendor, ids), list[Observation]()
         for row in page.observations:
-            id_, seen = row.vendor_job_id, row
+            id_, seen, raw = row.vendor_job_id, row, b""
             if id_ in unknown and row.submitted_at is None:  # rows are sparse
-                answer = (await self._vendors.status(job.vendor, id_)).reading
-                seen = answer if isinstance(answer, Observation) and answer.problem is None else row
+                answer = await self._vendors.status(job.vendor, id_)
+                if isinstance(answer.reading, Observation) and answer.reading.problem is None:
+                    seen, raw = answer.reading, answer.raw
             if seen.submitted_at is not None and seen.submitted_at < since:
                 return True, found  # the newest come first
             fits = seen.submitted_at is None or seen.submitted_at <= until
-            if id_ in unknown and fits and seen.model in (None, job.model):
+            alike = seen.model in (None, job.model) and VENDORS[job.vendor].resembles(asked, raw)
+            if id_ in unknown and fits and alike:
                 found.append(seen)
         return False, found
 

@@ -47,6 +47,7 @@ class Answer(msgspec.Struct, Generic[T], frozen=True):
     raw: bytes = b""
     retry_after: float = 0.0  #: seconds, where the vendor asked for them
     lost: bool = False  #: the request may have been read, and its answer never came
+    stale: bool = False  #: refused for its temporary token, which was forgotten: the next one is new
 
 
 class VendorClient:
@@ -76,7 +77,11 @@ class VendorClient:
 
     async def submit(self, slug: str, request: Request) -> Answer[Observation]:
         """Order a job, once. Whose turn it is, and that it is sent only once, is the caller's to see to."""
-        return await self._call(slug, request, VENDORS[slug].read_submit, CALL_SECONDS)
+        token = await self._token(slug)
+        if isinstance(token, Refusal):
+            return Answer(token)
+        answer = await self._send(slug, request, token, VENDORS[slug].read_submit, CALL_SECONDS)
+        return msgspec.structs.replace(answer, stale=await self._stale(slug, token, answer))
 
     async def ready(self, slug: str) -> Answer[str]:
         """See to the token that a submission needs, before that is on its way."""
@@ -107,17 +112,23 @@ class VendorClient:
         finally:
             await self._store.give_up(f"token-{slug}", owner)
 
-    async def _call(self, slug: str, request: Request, read: Reader[T], patience: float = PATIENCE) -> Answer[T]:
+    async def _stale(self, slug: str, token: str, answer: Answer[T]) -> bool:
+        """Whether the vendor refused the token, which is then forgotten."""
+        if not (token and isinstance(answer.reading, Refusal) and answer.reading.code == "unauthorized"):
+            return False
+        await self._store.drop_token(slug, token)
+        return True
+
+    async def _call(self, slug: str, request: Request, read: Reader[T]) -> Answer[T]:
         token = await self._token(slug)
         if isinstance(token, Refusal):
             return Answer(token)
-        answer = await self._send(slug, request, token, read, patience)
-        if token and isinstance(answer.reading, Refusal) and answer.reading.code == "unauthorized":
-            await self._store.drop_token(slug, token)
+        answer = await self._send(slug, request, token, read)
+        if await self._stale(slug, token, answer):
             token = await self._token(slug)
             if isinstance(token, Refusal):
                 return Answer(token)
-            answer = await self._send(slug, request, token, read, patience)
+            answer = await self._send(slug, request, token, read)
         return answer
 
     async def _send(

@@ -20,6 +20,7 @@ from service.settings import ApiKey
 WRONG_KEYS: Final = 100
 #: Addresses that are remembered; more than these begin anew.
 _ADDRESSES: Final = 10_000
+_ADDRESS_LENGTH: Final = 64  #: characters; behind a router it is whatever a header says
 
 _log = logs.get("api")
 
@@ -53,7 +54,8 @@ class BearerKeys:
             if hmac.compare_digest(digest, known):
                 found = name, scopes
         if found is None or scheme.lower() != b"bearer":
-            raise self._refusal((scope.get("client") or ("unknown", 0))[0], told=bool(header))
+            address = str((scope.get("client") or ("unknown", 0))[0])[:_ADDRESS_LENGTH]
+            raise self._refusal(address, told=bool(header))
         return found
 
     def _refusal(self, address: str, *, told: bool) -> ApiError:

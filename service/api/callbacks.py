@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from service import logs
 from service.deployment import Deployment
 from service.fields import too_many_parts
-from service.jobs.tokens import SHARED
+from service.jobs.tokens import SHARED, redact
 from service.jobs.tracker import CommitFailed, Recorded
 from service.model import Observation, Problem, Source
 from service.vendors import VENDORS
@@ -131,7 +131,8 @@ def _answer(seen: Observation, recorded: Recorded) -> _Answer:
     if seen.problem is Problem.TOO_LARGE:
         return _TOO_LARGE
     status = 400 if seen.problem is Problem.BAD_JSON else 422
-    return _problem(status, f"not understood: {seen.detail}; the callback is kept, and the vendor is asked")
+    words = redact(f"not understood: {seen.detail}".encode(errors="replace")).decode()
+    return _problem(status, f"{words}; the callback is kept, and the vendor is asked")
 
 
 async def _read(receive: Receive, limit: int) -> bytes | None:

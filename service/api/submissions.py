@@ -25,8 +25,12 @@ class SubmitRequest(msgspec.Struct, frozen=True, kw_only=True):
     vendor: str
     input: Fields = {}
     model: str | None = None  #: None: the vendor's first model that takes this input
-    vendor_input: Fields = {}
+    vendor_input: Fields | None = None
     metadata: dict[str, object] = {}
+
+
+class _Input(msgspec.Struct, frozen=True):
+    input: Fields = {}
 
 
 #: What decides which model is meant. While one of these is wrong, nothing can be said about the fields inside.
@@ -43,14 +47,15 @@ def read_submission(given: Mapping[str, object], checks: Checks) -> tuple[Submit
     errors = wanted if isinstance(wanted, list) else []
     parts = {name: given[name] for name in _DECISIVE & given.keys()}
     part = read_fields(parts, SubmitRequest, checks)
-    takers: list[tuple[str, str]] = []
+    found: Order | Misfit | None = None
     if isinstance(part, SubmitRequest):
-        found = catalogue.choose(part.vendor, part.model, part.input, part.vendor_input)
+        found = catalogue.choose(part.vendor, part.model, part.input, part.vendor_input or {})
         if isinstance(found, Order) and isinstance(wanted, SubmitRequest):
             return wanted, found
         if isinstance(found, Misfit):
             errors = [*errors, *found.errors]
-            takers = catalogue.takers(part.input)
+    named = read_fields({name: given[name] for name in {"input"} & given.keys()}, _Input)
+    takers = catalogue.takers(named.input) if isinstance(named, _Input) and not isinstance(found, Order) else []
     detail = "the request has fields that cannot be used"
     if takers:
         detail += "; its input is enough for " + ", ".join(f"{vendor} ({model})" for vendor, model in takers)

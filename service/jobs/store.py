@@ -162,14 +162,23 @@ class Store:
             attempts=int(attempts or 0),
         )
 
-    async def unconfirmed(self, vendor: str) -> dict[str, int]:
-        """The jobs that were sent to a vendor and not answered, and when (ms)."""
-        index = self.key("jobs", vendor, Status.UNCONFIRMED.value, "none")
-        ids = [_text(id_) for id_ in cast("list[bytes]", await self.redis.zrange(index, 0, -1))]
+    async def unsettled(self, vendor: str) -> dict[str, int]:
+        """The jobs that a vendor may have without our knowing its ids, and when they were sent (ms).
+
+        Those that were not answered, and the latest of those that failed: an error may come after the job was made.
+        """
+        indexes = [self.key("jobs", vendor, status.value, "none") for status in (Status.UNCONFIRMED, Status.FAILED)]
+        found = [await self.redis.zrange(indexes[0], 0, -1), await self.redis.zrange(indexes[1], -200, -1)]
+        ids = [_text(id_) for rows in found for id_ in cast("list[bytes]", rows)]
         pipeline = self.redis.pipeline(transaction=False)
         for id_ in ids:
-            pipeline.hget(self.key("job", id_), "_sent_at")
-        return {id_: int(at) for id_, at in zip(ids, await pipeline.execute(), strict=True) if at}
+            pipeline.hmget(self.key("job", id_), ("_sent_at", "vendor_job_id", "error"))
+        rows = zip(ids, await pipeline.execute(), strict=True)
+        return {
+            id_: int(at)
+            for id_, (at, known, error) in rows
+            if at and known is None and (error is None or b'"vendor_error"' in error)
+        }
 
     async def unknown(self, vendor: str, vendor_job_ids: list[str]) -> set[str]:
         """Those of a vendor's ids that no job of ours has."""

@@ -15,8 +15,11 @@ SHARED: Final = "shared"  #: stands in for the job's id in the one URL that a ve
 _MAC: Final = re.compile(rb"(job_[0-9a-v]{24}\.|shared\.(?=[A-Za-z0-9_-]{16}))[A-Za-z0-9_-]{1,43}")
 #: Characters of a token that are looked at; the longest that we make has 72.
 _LOOKED_AT: Final = 128
-#: A whole one and nothing longer, for what has to stay as it was said: file names may look a little like tokens.
-_WHOLE_MAC: Final = re.compile(rb"((?:job_[0-9a-v]{24}|shared)\.)[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])")
+#: So much of one that the rest might be guessed, for what has to stay as it was said: file names may look a little like
+#: tokens. Vendors cut their words off anywhere.
+_MOST_OF_A_MAC: Final = re.compile(
+    rb"(job_[0-9a-v]{24}\.)[A-Za-z0-9_-]{16,43}|(shared\.)[A-Za-z0-9_-]{36,43}(?![A-Za-z0-9_-])"
+)
 
 
 class Tokens:
@@ -56,5 +59,5 @@ def redact(raw: bytes) -> bytes:
 
 
 def redact_whole(said: bytes) -> bytes:
-    """What somebody said about a job, with every whole callback token in it blanked out."""
-    return _WHOLE_MAC.sub(rb"\1***", said)
+    """What somebody said about a job, with every callback token in it, or most of one, blanked out."""
+    return _MOST_OF_A_MAC.sub(rb"\1\2***", said)

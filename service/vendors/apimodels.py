@@ -23,6 +23,7 @@ from service.vendors.base import (
     no_token,
     no_token_request,
     no_uploads,
+    tells_nothing,
 )
 from service.vendors.inputs import (
     AudioSeconds,
@@ -141,8 +142,10 @@ def choose_face(own: Face, found: Mapping[str, object]) -> Choice | JobError:
             why = "the largest" if any(sizes.values()) else "the first: sizes are not told"
         case int(at):
             why = f"number {at}"
-        case face_id:
-            at, why = ids.index(face_id) if face_id in ids else len(ids), "as asked for"
+        case face_id if face_id in ids:
+            at, why = ids.index(face_id), "as asked for"
+        case face_id:  # a number may come as a string
+            at, why = int(face_id) if face_id.isdecimal() and len(face_id) < 4 else len(ids), f"number {face_id}"
     count = f"{len(ids)} face{'s' * (len(ids) > 1)}"
     if at >= len(ids):
         return JobError(code="no_face", message=f"there is no face {own.face}: the video has {count}, numbered from 0")
@@ -197,6 +200,9 @@ list_request, read_list = no_list_request, no_list
 upload_request, read_upload, file_request, read_file = no_uploads
 
 
+resembles = tells_nothing
+
+
 def headers(credentials: Mapping[str, str]) -> dict[str, str]:
     return {"Authorization": f"Bearer {credentials['APIMODELS_API_KEY']}"}
 
@@ -244,11 +250,16 @@ def _job(source: Source, body: dict[str, object]) -> Observation:
     # The callback says `kling-video/kling-advanced-lip-sync`, the status answer says it without the prefix.
     model = (text(task.get("model")) or "").removeprefix("kling-video/") or None
     faces = _faces(task.get("faceData"), result.get("faceData"), result, task)
+    status = word(task.get("state"), STATES)
+    if source is Source.POLL and model == IDENTIFY_FACE and status is Status.SUCCEEDED and not faces:
+        faces = {"face_list": []}  # asked, and none is told: a callback without them may only be cut short
+    words = text(task.get("failMsg")) or text(wrong.get("msg"))
+    code = "no_face" if "no face" in (words or "").lower() else task.get("failCode") or wrong.get("code")
     videos = outputs(*several(task.get("resultUrls")), *several(result.get("resultUrls")))
     made: dict[str | None, object] = {IDENTIFY_FACE: faces, LIP_SYNC: videos}
     seen = Observation(
         source=source,
-        status=word(task.get("state"), STATES),
+        status=status,
         vendor_job_id=text(task.get("taskId")),
         model=model,
         outputs=None if model == IDENTIFY_FACE else videos,
@@ -257,7 +268,7 @@ def _job(source: Source, body: dict[str, object]) -> Observation:
             duration_seconds=amount(result.get("videoDuration")) or amount(task.get("videoDuration")),
             execution_time_ms=amount(task.get("costTime")),
         ),
-        error=failure(task.get("failCode") or wrong.get("code"), text(task.get("failMsg")) or wrong.get("msg")),
+        error=failure(code, words),
         submitted_at=moment(task.get("createTime")),
         completed_at=moment(task.get("completeTime")),
     )

@@ -128,6 +128,9 @@ class Vendor(Protocol):
     def headers(self, credentials: Mapping[str, str]) -> dict[str, str]:
         """The authentication headers, from a set of `CREDENTIALS` (after a token request: the one that is a token)."""
 
+    def resembles(self, input: Mapping[str, object], body: bytes) -> bool:
+        """Whether the job in a status answer may be what somebody with this `input` has asked for."""
+
     def token_request(self, credentials: Mapping[str, str]) -> Request | None:
         """The request for a temporary token, where these credentials need one."""
 
@@ -168,6 +171,11 @@ class Vendor(Protocol):
 
 
 # -- what most vendors do not have; a module takes these over under the contract's names ---------
+
+
+def tells_nothing(input: Mapping[str, object], body: bytes) -> bool:
+    """The vendor's answers do not say what a job was asked for."""
+    return True
 
 
 def no_token_request(credentials: Mapping[str, str]) -> Request | None:

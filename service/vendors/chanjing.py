@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta
 
 from service.model import Cost, Limit, Observation, Source, Status
-from service.vendors.base import CANCELLED_WORDS, ListPage, Refusal, Request, Rhythm, Slot, Token
+from service.vendors.base import CANCELLED_WORDS, ListPage, Refusal, Request, Rhythm, Slot, Token, tells_nothing
 from service.vendors.inputs import (
     AudioSeconds,
     AudioUrl,
@@ -161,6 +161,9 @@ CREATE: Final = {
     )
 }
 SPEECH: Final = {"text": "text", "voice": "audio_man_id", "speed": "speed", "pitch": "pitch"}
+
+
+resembles = tells_nothing
 
 
 def headers(credentials: Mapping[str, str]) -> dict[str, str]:

@@ -69,7 +69,7 @@ STATUSES: Final = {
 }
 
 #: Codes in `{"error": …}` that came under a 2xx. The page shows only this one.
-REFUSALS: Final = {"invalid_request": "invalid_input"}
+REFUSALS: Final = {"invalid_request": "invalid_input", "insufficient_credits": "insufficient_credit"}
 
 
 class LipSyncInput(Input, frozen=True, kw_only=True):
@@ -117,6 +117,11 @@ upload_request, read_upload, file_request, read_file = no_uploads
 
 def headers(credentials: Mapping[str, str]) -> dict[str, str]:
     return {"Authorization": f"Bearer {credentials['KITTA_API_TOKEN']}"}
+
+
+def resembles(input: Mapping[str, object], body: bytes) -> bool:
+    mode = "video" if input.get("video_url") else "image"
+    return task_in(mapping(decode(body))).get("inputMode") in (None, mode)
 
 
 def submit_request(model: str, input: Input, vendor_input: Input, callback_url: str | None) -> Request:

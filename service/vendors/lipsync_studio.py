@@ -21,6 +21,7 @@ from service.vendors.base import (
     no_token,
     no_token_request,
     no_uploads,
+    tells_nothing,
 )
 from service.vendors.inputs import (
     AudioSeconds,
@@ -82,17 +83,17 @@ STATUSES: Final = {
 
 
 class Options(Input, frozen=True, kw_only=True):
-    """The page lists them for lipsync-video and shows two of them with lipsync-image: all three calls take them."""
+    """What the page shows with all calls; more of them with lipsync-video alone."""
 
     resolution: Resolution | None = None
-    prompt: Prompt | None = None
     seed: Seed | None = None
-    mask_image_url: MaskImageUrl | None = None
 
 
 class VideoInput(Options, frozen=True, kw_only=True):
     video_url: VideoUrl
     audio_url: AudioUrl
+    prompt: Prompt | None = None
+    mask_image_url: MaskImageUrl | None = None
     video_duration_seconds: VideoSeconds | None = None
     duration_seconds: AudioSeconds | None = None
 
@@ -193,6 +194,9 @@ FORM: Final = {
 token_request, read_token = no_token_request, no_token
 list_request, read_list = no_list_request, no_list
 upload_request, read_upload, file_request, read_file = no_uploads
+
+
+resembles = tells_nothing
 
 
 def headers(credentials: Mapping[str, str]) -> dict[str, str]:

@@ -251,6 +251,8 @@ def submitted(http_status: int, no: Refusal | None, answer: object, reader: Read
     if seen.vendor_job_id is None:
         if fault:
             return Refusal(code="vendor_error", message=fault)
+        if 400 <= (code := number(body.get("code")) or 0) < 600:  # an HTTP status that is meant, under a 200
+            return refusal(int(code), complaint(body))
         if seen.problem in (Problem.BAD_JSON, Problem.BAD_SHAPE):
             return seen
         return unreadable(Source.SUBMIT, Problem.NO_JOB_ID, "an answer without a job's id")
