@@ -10,7 +10,7 @@ CANDIDATES := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 pyth
 # Either would let another environment's packages into ours.
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: help setup demo up test chaos check lock clean stale
+.PHONY: help setup demo up test chaos hostile check lock clean stale
 
 help: ## show these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  %-12s %s\n' "$$target" "$$does"; done
@@ -27,15 +27,19 @@ up: $(READY) ## web, worker, poller and sandbox until Ctrl-C; data stays under v
 test: $(READY) ## the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
-chaos: $(READY) ## the fault suite, some 20 minutes: everything dies, and nothing is lost; ARGS="kills redis" plays only these
+chaos: $(READY) ## the fault suite, some 15 minutes: everything dies, and nothing is lost; ARGS="kills redis" plays only these
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-check: $(READY) ## lint, format, types, and the rules of who may import whom
+hostile: $(READY) ## hostile input, links and crowds against the real processes; a table of what came of it
+	@$(BIN)/python -m tests.hostile $(ARGS)
+
+check: $(READY) ## lint, format, types, the rules of who may import whom, and an audit of what is pinned
 	@status=0; \
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
 	$(BIN)/mypy || status=1; \
 	$(BIN)/lint-imports --no-cache --no-logo || status=1; \
+	$(BIN)/python -m tests.audit || status=1; \
 	exit $$status
 
 # Pins that still fit stay; ARGS=--upgrade takes the newest of everything. A mirror that pip is told of is used, never written down.

@@ -1,0 +1,142 @@
+"""Runs first in every process of the suite whose `CHAOS` says so: it dies at named points, has a wrong clock, or lacks
+one of its safeguards.
+
+Python imports this module by its name before anything else, so the Procfile's own lines are what runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+_chance: Final = random.Random(int(os.environ.get("CHAOS_SEED", "0")))
+
+
+def _die(probability: float) -> None:
+    if _chance.random() < probability:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _mortal(owner: type, name: str, probability: float, *, before: bool = False) -> None:
+    """A method behind (or before) which the process may die."""
+    method: Callable[..., Awaitable[Any]] = getattr(owner, name)
+
+    @functools.wraps(method)
+    async def mortal(*args: Any, **how: Any) -> Any:
+        if before:
+            _die(probability)
+        answer = await method(*args, **how)
+        _die(0.0 if before else probability)
+        return answer
+
+    setattr(owner, name, mortal)
+
+
+def _die_at(point: str, probability: float) -> None:
+    """Points between two steps that have to be one: what was done, and what remembers it."""
+    from service.jobs.tracker import Tracker
+    from service.storage import Storage
+    from workers.vendor_client import VendorClient
+
+    match point:
+        case "stored":  # the file is at home, and nobody knows
+            _mortal(Storage, "put", probability)
+        case "recorded":  # it is known, and nobody was told so: the callback's sender, RQ, the lease
+            _mortal(Tracker, "record", probability)
+        case "marked":  # nobody may send it any more, and nobody has
+            _mortal(VendorClient, "submit", probability, before=True)
+        case "sent":  # the vendor has been paid, and nobody knows
+            _mortal(VendorClient, "submit", probability)
+        case "asked":  # the vendor has told, and nobody knows
+            _mortal(VendorClient, "ask", probability)
+        case _:
+            raise LookupError(point)
+
+
+def _wrong_clock(seconds: float) -> None:
+    right, right_ns = time.time, time.time_ns
+    time.time = lambda: right() + seconds
+    time.time_ns = lambda: right_ns() + int(seconds * 1e9)
+
+
+def _without_sweeper() -> None:
+    from service.jobs.store import Store
+
+    async def sweep(self: Store, limit: int) -> int:
+        return 0
+
+    Store.sweep = sweep  # type: ignore[method-assign]
+
+
+def _without_lease() -> None:
+    from service.jobs.store import Store
+
+    async def lease(self: Store, name: str, owner: str, ms: int) -> bool:
+        return True
+
+    Store.lease = lease  # type: ignore[method-assign]
+
+
+def _without_atomic() -> None:
+    """The commit tells the world in a second step, and dies before it now and then."""
+    from redis.asyncio import Redis
+    from redis.commands.core import AsyncScript
+
+    from service.jobs import scripts
+
+    whole = scripts.script_text
+
+    def split(name: str, settings: Any) -> str:
+        text = whole(name, settings)
+        if name != "commit":
+            return text
+        begin, end = text.index("  redis.call('XADD'"), text.index("local function is_verdict")
+        kept = "  UNTOLD[#UNTOLD + 1] = event\nend\n\n"
+        text = text[:begin] + kept + text[end:]
+        text = text.replace("\nlocal commit --", "\nlocal UNTOLD = {}\nlocal commit --")
+        head, _, tail = text.rpartition("return answers")
+        return f"{head}return {{answers, UNTOLD, {{key('stream'), key('events')}}}}{tail}"
+
+    scripts.script_text = split
+
+    from service.jobs import tracker
+
+    script_of: Callable[..., Any] = tracker._Batch.__init__
+
+    def init(self: tracker._Batch, script: AsyncScript) -> None:
+        async def in_two_steps(args: list[bytes]) -> Any:
+            answers, untold, (stream, channel) = await script(args=args)
+            client = cast("Redis", script.registered_client)
+            if untold:
+                _die(0.01)
+            for event in untold:
+                await client.xadd(stream, {"event": event})
+                await client.publish(channel, event)
+            return answers
+
+        script_of(self, in_two_steps)
+
+    tracker._Batch.__init__ = init  # type: ignore[method-assign]
+
+
+_WITHOUT: Final = {"sweeper": _without_sweeper, "lease": _without_lease, "atomic": _without_atomic}
+
+
+def _obey(words: str) -> None:
+    for word in words.split():
+        what, *rest = word.split(":")
+        match what:
+            case "die":
+                _die_at(rest[0], float(rest[1]))
+            case "clock":
+                _wrong_clock(float(rest[0]))
+            case "without":
+                _WITHOUT[rest[0]]()
+
+
+_obey(os.environ.get("CHAOS", ""))

@@ -1,0 +1,107 @@
+"""Vendors that are down, and callbacks that never come."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from typing import Any, Final
+
+from service.vendors import VENDORS as MODULES
+from tests.chaos.cast import Cast, Scenario
+from tests.chaos.orders import VENDORS, nonce_in, orders
+from tests.chaos.stage import Plan, Stage
+
+SICK: Final = "lipsync_studio"
+OTHERS: Final = {vendor: share for vendor, share in VENDORS.items() if vendor != SICK}
+BEFORE: Final = "others, before"
+MEANWHILE: Final = "others, meanwhile"
+#: How it is down, and how many tries of the poller's patience (1, 2, 4… 300 s) that lasts: an hour in all.
+OUTAGES: Final = (("vendor_500", 6), ("vendor_rate_limited", 6), ("vendor_garbage", 6), ("vendor_hangs", 1))
+#: Seconds that a try takes: one that hangs is given up after 20, a submission after 60.
+_TRY: Final = {"vendor_hangs": 25.0}
+
+
+def let_it_be_tried(stage: Stage, vendor: str) -> None:
+    """As if the time had passed for which a vendor is left alone."""
+    desk = stage.desk
+    for key in (desk.key("vendor", vendor), desk.key("vendor", vendor, "submit")):
+        if desk.redis.exists(key):
+            desk.redis.hset(key, "retry_at", 0)
+    desk.make_due("polls", vendor)
+
+
+def down(cast: Cast) -> None:
+    """One vendor is down for an hour, in every way; the others must not notice."""
+    stage, chance, share = cast.stage, cast.stage.chance, cast.jobs // 10
+    sick: dict[str, Any] = {"group": "the vendor that is down", "vendors": {SICK: 1}}
+    stage.crowd.send(orders(share * 2, chance, group=BEFORE, vendors=OTHERS), rate=20)
+    stage.crowd.send(orders(share * 2, chance, words=("callback_lost",), **sick), rate=30)
+    cast.acknowledged()
+    cast.wait(3)
+    stage.crowd.send(orders(share * 5, chance, group=MEANWHILE, vendors=OTHERS), rate=12)
+    for word, tries in OUTAGES[:: 1 if not cast.hasty else 2]:
+        stage.sandbox.order(SICK, word)
+        # What is sent now may be refused (and is not paid), or stay without an answer (and an operator has to look).
+        stage.crowd.send(orders(share // 4, chance, direct=0, refusable=True, **sick))
+        for _ in range(tries):
+            cast.wait(cast.seconds(_TRY.get(word, 1.2), 0.5))
+            let_it_be_tried(stage, SICK)
+        stage.sandbox.clear()
+    cast.figures["calls while it was down"] = stage.sandbox.calls(SICK).get("faulted", 0)
+    let_it_be_tried(stage, SICK)
+    cast.over()
+    cast.looks.append(unharmed)
+
+
+def unharmed(cast: Cast) -> None:
+    """The others' verdicts were known as soon as ever."""
+    ledger, waits = cast.stage.ledger, dict[str, list[float]]()
+    for job in (job for vendor in OTHERS for job in cast.stage.sandbox.jobs(vendor)):
+        entry = ledger.entries[nonce_in(str(job["request"]))]
+        if done_at := ledger.done_at(entry):
+            waits.setdefault(entry.order.group, []).append(done_at - job["finished_at"])
+    medians = {group: statistics.median(waits[group]) for group in (BEFORE, MEANWHILE)}
+    cast.figures["median seconds to known"] = {group: round(median, 2) for group, median in medians.items()}
+    if medians[MEANWHILE] > 2 * medians[BEFORE] + 1:
+        cast.findings.append(f"the others had to wait: {medians[MEANWHILE]:.1f} s in place of {medians[BEFORE]:.1f} s")
+
+
+def silent(cast: Cast) -> None:
+    """Ten thousand jobs, of which three in ten are never called back for."""
+    stage, chance = cast.stage, cast.stage.chance
+    shares = {"lipsync_studio": 45, "apimodels": 35, "kitta": 10, "chanjing": 10}
+    how: dict[str, Any] = {"vendors": shares, "seconds": (2.0, 50.0), "direct": 0.7}
+    stage.crowd.send(
+        itertools.chain(
+            orders(int(cast.jobs * 0.7), chance, group="callbacks fine", **how),
+            orders(int(cast.jobs * 0.3), chance, group="no callbacks", words=("callback_lost",), **how),
+        )
+    )
+    cast.looks.append(frugal)
+
+
+def frugal(cast: Cast) -> None:
+    """How often the vendors were asked, against the least that would do: one call a job, or one page of a list."""
+    for vendor in VENDORS:
+        jobs, calls = cast.stage.sandbox.jobs(vendor), cast.stage.sandbox.calls(vendor)
+        silent_ones = [job for job in jobs if not job["callbacks"]]
+        page = MODULES[vendor].LIST_PAGE
+        cast.figures[f"calls to {vendor}"] = {
+            "status": calls.get("status", 0),
+            "list": calls.get("list", 0),
+            "least possible": math.ceil(len(silent_ones) / page) if page else len(silent_ones),
+            "status calls a silent job": round(statistics.mean(job["status_calls"] for job in silent_ones), 2),
+        }
+
+
+VENDOR_FAULTS: Final = (
+    Scenario(name="vendors", jobs=1200, play=down, within=200),
+    Scenario(
+        name="silent",
+        jobs=10_000,
+        play=silent,
+        plan=Plan(workers=2, pollers=1, concurrency=16, settings={"POLL_GRACE_SECONDS": "30"}),
+        within=180,
+    ),
+)

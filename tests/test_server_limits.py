@@ -1,0 +1,120 @@
+"""The web process against senders of too much: heads, trailers, pipelines and bodies beyond any limit. Real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+
+from tests.hostile.hasty import AUTHORIZED, LONG, callback, head, port_of, start
+from tests.hostile.measure import resident
+from tests.hostile.wire import Wire, ask, request
+from tests.support.web import CREDENTIALS, Web, web_process
+
+
+@pytest.fixture(scope="module")
+def running(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with web_process(tmp_path_factory.mktemp("limits"), {"REDIS_URL": valkey, **CREDENTIALS}, start) as web:
+        yield web
+
+
+@pytest.fixture
+def port(web: Web) -> int:
+    return port_of(web)
+
+
+LONG_HEADS: Final = {
+    "a long header": lambda size: b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: " + b"a" * size,
+    "many headers": lambda size: b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + b"x: y\r\n" * (size // 6) + b"z: z",
+    "a long URL": lambda size: b"GET /" + b"a" * size + b" HTTP/1.1\r\nhost: x",
+    "a long method": lambda size: b"A" * size,
+}
+
+
+@pytest.mark.parametrize("size", [40_000, 200_000, 2_000_000])
+@pytest.mark.parametrize("pieces", [1, 2, 50])
+@pytest.mark.parametrize("made", LONG_HEADS.values(), ids=LONG_HEADS)
+def test_a_head_over_the_limit_is_refused(port: int, made: Callable[[int], bytes], size: int, pieces: int) -> None:
+    raw = made(size) + b"\r\n\r\n"
+    with Wire(port) as wire:
+        for number in range(pieces):
+            wire.send(raw[len(raw) * number // pieces : len(raw) * (number + 1) // pieces])
+            wire.listen(0.01)
+        answer = wire.answer(LONG)
+        assert answer is None or answer.status in (400, 431)  # none where it was still sending
+        assert wire.ended(LONG)
+
+
+def test_a_head_within_the_limit_is_read(port: int) -> None:
+    raw = request("GET", "/healthz?" + "a" * 15_000, f"x: {'b' * 15_000}")
+    with Wire(port) as wire:
+        for start_ in range(0, len(raw), 1000):
+            wire.send(raw[start_ : start_ + 1000])
+        answer = wire.answer()
+        assert answer
+        assert answer.status == 200
+
+
+BESIDE_A_BODY: Final = {
+    "trailers": b"x: y\r\n" * 10_000,
+    "a long trailer": b"x: " + b"y" * 60_000,
+    "a chunk's extension": b"5;x=" + b"y" * 60_000,
+}
+
+
+@pytest.mark.parametrize("noise", BESIDE_A_BODY.values(), ids=BESIDE_A_BODY)
+def test_what_is_sent_beside_a_body_takes_no_memory(web: Web, noise: bytes) -> None:
+    path, _ = callback(web)
+    before = resident(web.process.pid)
+    for target in (path, "/callbacks/apimodels/forged", "/v1/jobs"):
+        with Wire(port_of(web)) as wire:
+            last = b"0\r\n" if noise.startswith(b"x") else b""
+            wire.send(request("POST", target, AUTHORIZED, "transfer-encoding: chunked") + last)
+            sent = sum(wire.send(noise, timeout=1) for _ in range(200) if not wire.refused)
+            assert wire.ended(LONG)
+            assert sent < 200 * len(noise)
+    assert resident(web.process.pid) - before < 20 * 2**20
+
+
+def test_trailers_are_not_headers(web: Web) -> None:
+    body = b'{"vendor": "kitta"}'
+    chunk = b"%x\r\n%b\r\n0\r\n" % (len(body), body)
+    trailer = f"{AUTHORIZED}\r\nidempotency-key: a\r\n\r\n".encode()
+    answer = ask(port_of(web), request("POST", "/v1/jobs", "transfer-encoding: chunked") + chunk + trailer)
+    assert answer
+    assert answer.status == 401
+
+
+def test_who_is_answered_already_is_not_listened_to_for_long(web: Web) -> None:
+    path, _ = callback(web)
+    for target, status in ((f"{path}forged", 404), (path, 413)):
+        with Wire(port_of(web)) as wire:
+            wire.send(head(target, 2**30))
+            block = b" " * 2**20
+            sent = sum(wire.send(block, timeout=5) for _ in range(1024) if not wire.refused)
+            answer = wire.answer(LONG)
+            assert answer
+            assert answer.status == status
+            assert wire.ended(LONG)
+            assert sent < web.settings.max_callback_bytes + 16 * 2**20  # buffers on the way take some
+    assert web.timeline(web.api.get("/v1/jobs").json()["data"][0]["id"])[-1]["problem"] == "too_large"
+
+
+def test_requests_in_a_row_are_answered_in_order_up_to_a_number(port: int) -> None:
+    with Wire(port) as wire:
+        wire.send(b"".join(request("GET", path) for path in ("/healthz", "/nothing", "/healthz", "/callbacks/x/y")))
+        assert [answer.status for answer in wire.answers(1)] == [200, 404, 200, 404]
+
+
+def test_thousands_of_requests_in_a_row_take_no_memory(web: Web) -> None:
+    before = resident(web.process.pid)
+    wires = [Wire(port_of(web), receive_buffer=4096) for _ in range(20)]
+    for wire in wires:
+        wire.send(b"GET /healthz HTTP/1.1\r\n\r\n" * 10_000, timeout=0.2)
+    assert web.http.get("/healthz").status_code == 200
+    assert resident(web.process.pid) - before < 20 * 2**20
+    for wire in wires:
+        assert wire.ended(LONG)
+        wire.close()
+    assert "Traceback" not in web.process.output()
