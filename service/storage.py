@@ -76,7 +76,7 @@ def file_name(key: str) -> str:
     return "-".join(key.split("/")[-2:])
 
 
-def sniffed(head: bytes) -> str:
+def sniffed(head: bytes | bytearray) -> str:
     """What a file is by its first bytes alone, whatever its name is and its server claims."""
     return next((name for name, begins in _BEGINNINGS.items() if begins.match(head)), UNKNOWN_TYPE)
 
@@ -99,10 +99,10 @@ class Storage:
         Whatever `chunks` raises aborts the upload and comes through.
         An upload is not aborted by cancelling the caller: raise from `chunks` instead.
         """
-        head = b""
-        while len(head) < _HEAD_BYTES and (chunk := await anext(chunks, b"")):
+        head = bytearray()
+        while len(head) < PART_BYTES and (chunk := await anext(chunks, b"")):
             head += chunk
-        media_type = sniffed(head)
+        media_type = sniffed(head[:_HEAD_BYTES])
         attributes = None
         if not isinstance(self._store, LocalStore):  # which refuses any; the API serves its files with the same
             attributes = {
@@ -112,7 +112,8 @@ class Storage:
         await obstore.put_async(
             self._store,
             key,
-            _joined(head, chunks),
+            # What fits into one part goes in one request: an upload in parts that breaks off may leave them behind.
+            bytes(head) if len(head) < PART_BYTES else _joined(bytes(head), chunks),
             attributes=attributes,
             chunk_size=PART_BYTES,
             max_concurrency=_PARTS_AT_ONCE,

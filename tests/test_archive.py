@@ -750,7 +750,6 @@ async def test_a_storage_that_is_down_is_an_attempt_and_no_verdict(
         untouched(desk, job_id, "")
         with rclone(folder, port, tmp_path / "s3.log"):
             assert await store(made, job_id) == "apply"
-            assert uploads_under_way(own) == '{"callsheet-test":[]}'
         assert stored_in(made, own) == {f"lipsync_studio/{job_id}/0.mp4": FILM}
         assert desk.announced(job_id).count("job.stored") == 1
 

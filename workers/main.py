@@ -22,6 +22,7 @@ from typing import Final
 from uuid import uuid4
 
 import msgspec
+from redis import Redis as SyncRedis
 from redis import RedisError
 from rq import Worker as RQWorker
 from rq.job import Job as RQJob
@@ -159,18 +160,28 @@ def _utc(seconds: float) -> str:
 async def _be_seen(settings: Settings, name: str, queues: list[str], stop: asyncio.Event) -> None:
     """Let RQ's tools see this worker, by RQ's own code. Nothing depends on it."""
     with connect_sync(settings) as redis:
-        seen = RQWorker(queues, name=name, connection=redis, serializer=JSONSerializer)
-        seen.log.setLevel("WARNING")
-        step: Callable[[], object] = seen.register_birth
+        seen: RQWorker | None = None
         while not stop.is_set():
             try:
-                await asyncio.to_thread(step)
-                step = seen.heartbeat
+                if seen is None:
+                    seen = await asyncio.to_thread(_born, redis, name, queues)
+                else:
+                    await asyncio.to_thread(seen.heartbeat)
             except (RedisError, OSError) as error:
                 _log.warning("not seen by RQ", error=type(error).__name__)
             await stopped(stop, HEARTBEAT_SECONDS)
-        with suppress(RedisError, OSError):
-            await asyncio.to_thread(seen.register_death)
+        if seen is not None:
+            with suppress(RedisError, OSError):
+                await asyncio.to_thread(seen.register_death)
+
+
+def _born(redis: SyncRedis, name: str, queues: list[str]) -> RQWorker:
+    """RQ's record of this worker. Redis may be away: RQ asks it even to make the object."""
+    seen = RQWorker(queues, name=name, connection=redis, serializer=JSONSerializer)
+    seen.log.setLevel("WARNING")
+    with suppress(ValueError):  # an earlier try has arrived, and its answer was lost
+        seen.register_birth()  # type: ignore[no-untyped-call]
+    return seen
 
 
 async def run(deployment: Deployment, stop: asyncio.Event) -> None:

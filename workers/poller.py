@@ -36,6 +36,8 @@ GRACE: Final = 5.0
 LIST_FROM: Final = 2
 MAX_PAGES: Final = 20
 
+#: What a vendor has told and the store has not taken is asked for again after so long.
+UNTOLD_MS: Final = 10_000
 #: So many errors in a row are enough to stop asking.
 ENOUGH_ERRORS: Final = 3
 
@@ -127,6 +129,7 @@ class Poller:
         turns = asyncio.Semaphore(IN_FLIGHT)
         trial = any(claim.trial for claim in left.values())
         errors: list[Answer[Observation]] = []
+        untold: list[str] = []
         answered = unwell = False
 
         async def look(claim: Claim) -> None:
@@ -146,7 +149,11 @@ class Poller:
                     errors.append(answer)
                 else:
                     answered = True
-                await self._record(slug, claim, _observed(answer), answer.raw)
+                try:
+                    await self._record(slug, claim, _observed(answer), answer.raw)
+                except (RedisError, CommitFailed, OSError) as error:  # raised, it would end the others' looks
+                    _log.warning("the store does not answer", error=type(error).__name__, detail=str(error)[:200])
+                    untold.append(claim.job_id)
 
         async with asyncio.TaskGroup() as looks:
             for claim in list(left.values()):
@@ -154,6 +161,8 @@ class Poller:
         if not unwell and not answered and (len(errors) > 1 or (errors and trial)):
             unwell = True
             await self._refused(slug, errors[0].reading, errors[0].retry_after, left)
+        if untold:
+            await self._store.poll_again(slug, untold, await self._store.now_ms() + UNTOLD_MS)
         if not unwell:  # whom errors kept from being asked, before an answer came after all
             await self._store.poll_again(slug, [claim.job_id for claim in left.values()], await self._store.now_ms())
         return not unwell
