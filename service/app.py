@@ -41,6 +41,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         lifespan=lifespan,
         exception_handlers=dict.fromkeys((ApiError, HTTPException, RedisError, CommitFailed, Exception), on_error),
     )
+    router.router.redirect_slashes = False  # to wherever the Host header says
     return _InFront(callbacks.Callbacks(deployment), _Hardened(router))
 
 

@@ -104,8 +104,14 @@ class Guarded(HttpToolsProtocol):
         self.loop.call_later(STOP_SECONDS, self._hurry)
 
     def _hurry(self) -> None:
+        """The process stops: who does not get on is not waited for."""
+        unread = self._not_taken()
         if self._receiving:
             self._cut(_TOO_SLOW)
+        elif unread and unread == self._unread:  # as at the last look
+            self._drop()
+        elif self in self.connections:
+            self.loop.call_later(STOP_SECONDS, self._hurry)
 
     def _look(self) -> None:
         """Once every while, for as long as the connection is there, closing or not."""
@@ -116,11 +122,14 @@ class Guarded(HttpToolsProtocol):
         if not unread or unread != self._unread:
             self._unread, self._unread_since = unread, now
         elif now - self._unread_since > STALLED_SECONDS:
-            # Without lingering, or the system would go on offering what it has taken of the answer.
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
-            self.transport.abort()
+            self._drop()
             return
         self._look_at = self.loop.call_later(LOOK_EVERY, self._look)
+
+    def _drop(self) -> None:
+        # Without lingering, or the system would go on offering what it has taken of the answer.
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        self.transport.abort()
 
     def _is_late(self, now: float) -> bool:
         if not self._receiving and self.cycle.response_complete and self.timeout_keep_alive_task is None:

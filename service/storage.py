@@ -137,7 +137,8 @@ class Storage:
         """The file behind a key where objects are files of this machine."""
         if not isinstance(self._store, LocalStore) or self._store.prefix is None:
             return None
-        return Path(self._store.prefix) / key
+        # A key is read from Redis: whoever can write there must not be handed any file of this machine.
+        return Path(self._store.prefix).joinpath(*(part for part in key.split("/") if part not in ("", ".", "..")))
 
     async def signed_url(self, key: str) -> str:
         """A URL from which anybody can fetch the object for a quarter of an hour."""

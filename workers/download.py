@@ -23,6 +23,8 @@ MAX_SECONDS: Final = 3600.0
 MIN_BYTES_PER_SECOND: Final = 1024
 MIN_RATE_AFTER: Final = 60.0
 MAX_REDIRECTS: Final = 5
+#: How often a download is looked at of which nothing comes, in seconds.
+LOOK_EVERY: Final = 5.0
 #: From the request to the end of the answer's headers; a read timeout alone never ends a drip.
 MAX_HEAD_SECONDS: Final = 60.0
 #: How a page or a message begins, whatever its server calls it; no media file does.
@@ -95,7 +97,7 @@ class Download:
             announced = response.headers.get("content-length", "")
             if announced.isdecimal() and int(announced[:20]) > self._limit:
                 raise Unwanted(f"the file is larger than {self._limit} bytes: it has {announced[:20]}")
-            while chunk := await self._next(source, interrupted):
+            while chunk := await self._next(source, interrupted, began):
                 if len(head) < _PAGE_HEAD:  # however small the pieces are that it comes in
                     head += chunk[:_PAGE_HEAD]
                     if head.lstrip().lower().startswith(_PAGES):
@@ -111,15 +113,25 @@ class Download:
         if self.size == 0:
             raise NotFetched("the file is empty")
 
-    async def _next(self, source: AsyncIterator[bytes], interrupted: asyncio.Task[Literal[True]]) -> bytes:
-        """The next piece, empty at the end. A server that stalls does not keep the process from stopping."""
+    async def _next(
+        self, source: AsyncIterator[bytes], interrupted: asyncio.Task[Literal[True]], began: float
+    ) -> bytes:
+        """The next piece, empty at the end. A server that stalls does not keep the process from stopping, and one that
+        sends without end what is no piece, as the extension of a chunk, is held to the same limits as any other.
+        """
         piece = asyncio.ensure_future(anext(source, b""))
-        await asyncio.wait((piece, interrupted), return_when=asyncio.FIRST_COMPLETED)
-        if interrupted.done():
-            piece.cancel()
-            await asyncio.wait((piece,))
-            raise Interrupted
-        return await piece
+        try:
+            while not piece.done() and not interrupted.done():
+                await asyncio.wait((piece, interrupted), timeout=LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED)
+                if not piece.done():
+                    self._check_limits(time.monotonic() - began)
+            if interrupted.done():
+                raise Interrupted
+            return await piece
+        finally:
+            if not piece.done():
+                piece.cancel()
+                await asyncio.wait((piece,))
 
     def _check_limits(self, seconds: float) -> None:
         if self.size > self._limit:
@@ -151,5 +163,7 @@ def _check(response: httpx.Response) -> None:
     media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "text/html" or media_type.endswith(("json", "xml")):
         raise NotFetched(f"the link answers with {media_type}, not with media")
+    if response.headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
+        raise NotFetched("the file comes packed for the way, which was not asked for")
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise NotFetched("the file comes compressed, which was not asked for")

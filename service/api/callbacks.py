@@ -16,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 
 from service import logs
 from service.deployment import Deployment
-from service.fields import too_many_parts
 from service.jobs.tokens import SHARED, redact
 from service.jobs.tracker import CommitFailed, Recorded
 from service.model import Observation, Problem, Source
@@ -92,8 +91,6 @@ class Callbacks:
             seen, body = unreadable(Source.CALLBACK, Problem.TOO_LARGE, f"larger than {self._limit} bytes"), b""
         elif packed:  # nobody here unpacks what a stranger has packed
             seen = unreadable(Source.CALLBACK, Problem.BAD_SHAPE, "it is compressed")
-        elif too_many_parts(body):  # which would hold up everybody else
-            seen = unreadable(Source.CALLBACK, Problem.BAD_SHAPE, "it has too many parts")
         else:
             seen = VENDORS[slug].read_callback(body)
         if subject == SHARED and seen.vendor_job_id is None and seen.problem is None:

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from service.fields import Checks, FieldError, read_fields, said_twice
+from service.jobs.tokens import redact
 from service.jobs.tracker import CommitFailed
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -53,7 +54,7 @@ def problem_response(error: ApiError) -> Response:
     if error.errors is not None:
         body["errors"] = error.errors
     return Response(
-        msgspec.json.encode(body | error.more),
+        redact(msgspec.json.encode(body | error.more)),  # what was asked is quoted, callback URLs too
         error.status,
         error.headers,
         media_type="application/problem+json",

@@ -254,7 +254,7 @@ def _job(source: Source, body: dict[str, object]) -> Observation:
     if source is Source.POLL and model == IDENTIFY_FACE and status is Status.SUCCEEDED and not faces:
         faces = {"face_list": []}  # asked, and none is told: a callback without them may only be cut short
     words = text(task.get("failMsg")) or text(wrong.get("msg"))
-    code = "no_face" if "no face" in (words or "").lower() else task.get("failCode") or wrong.get("code")
+    code = task.get("failCode") or ("no_face" if "no face" in (words or "").lower() else wrong.get("code"))
     videos = outputs(*several(task.get("resultUrls")), *several(result.get("resultUrls")))
     made: dict[str | None, object] = {IDENTIFY_FACE: faces, LIP_SYNC: videos}
     seen = Observation(

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from service.fields import said_twice
+from service.fields import said_twice, too_many_parts
 from service.model import (
     MAX_JOB_ID,
     VERDICTS,
@@ -31,6 +31,8 @@ def decode(body: bytes | str) -> object:
     """The JSON in `body`; `Problem.BAD_JSON` where there is none, `BAD_SHAPE` where it may be read in two ways."""
     try:
         text = body.removeprefix(b"\xef\xbb\xbf") if isinstance(body, bytes) else body
+        if too_many_parts(body if isinstance(body, bytes) else body.encode(errors="replace")):
+            return Problem.TOO_LARGE
         found: object = msgspec.json.decode(text)
         return Problem.BAD_SHAPE if said_twice(text, found) else found
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -181,6 +183,8 @@ def reading(source: Source, answer: object, reader: Reader) -> Observation:
         return unreadable(source, Problem.BAD_SHAPE, f"a job id of more than {MAX_JOB_ID} characters")
     if answer is Problem.BAD_JSON:
         return unreadable(source, Problem.BAD_JSON, "not JSON")
+    if answer is Problem.TOO_LARGE:
+        return unreadable(source, Problem.BAD_SHAPE, "has too many parts")
     if answer is Problem.BAD_SHAPE:
         return unreadable(source, Problem.BAD_SHAPE, "a key is there twice")
     return unreadable(source, Problem.BAD_SHAPE, "not a JSON object")
