@@ -39,7 +39,9 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     router = Starlette(
         routes=[*health.routes(deployment), *openapi.routes(), api],
         lifespan=lifespan,
-        exception_handlers=dict.fromkeys((ApiError, HTTPException, RedisError, CommitFailed, Exception), on_error),
+        exception_handlers=dict.fromkeys(
+            (ApiError, HTTPException, RedisError, CommitFailed, OSError, Exception), on_error
+        ),
     )
     router.router.redirect_slashes = False  # to wherever the Host header says
     return _InFront(callbacks.Callbacks(deployment), _Hardened(router))

@@ -65,7 +65,7 @@ async def on_error(_request: Request, error: Exception) -> Response:
     """Whatever a handler raised, as a problem: our own refusals, Starlette's, a store that is down, and bugs."""
     if isinstance(error, HTTPException):
         error = ApiError(error.status_code, error.detail, headers=error.headers)
-    elif isinstance(error, RedisError | CommitFailed):  # nothing was promised; the caller should come again
+    elif isinstance(error, RedisError | CommitFailed | OSError):  # nothing was promised; the caller should come again
         error = ApiError(503, "the store cannot be written right now; try again", headers={"Retry-After": "5"})
     elif not isinstance(error, ApiError):
         error = ApiError(500, "an error of ours; it is in the log")
