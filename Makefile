@@ -10,7 +10,7 @@ CANDIDATES := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 pyth
 # Either would let another environment's packages into ours.
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: help setup demo up test chaos hostile check lock clean stale
+.PHONY: help setup demo up test chaos hostile fanout check lock clean stale
 
 help: ## show these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  %-12s %s\n' "$$target" "$$does"; done
@@ -33,6 +33,9 @@ chaos: $(READY) ## the fault suite, some 15 minutes: everything dies, and nothin
 hostile: $(READY) ## hostile input, links and crowds against the real processes; a table of what came of it
 	@$(BIN)/python -m tests.hostile $(ARGS)
 
+fanout: $(READY) ## twenty endpoints, half of them bad, beside the same run without those; some minutes
+	@$(BIN)/python -m tests.fanout $(ARGS)
+
 check: $(READY) ## lint, format, types, the rules of who may import whom, and an audit of what is pinned
 	@status=0; \
 	$(BIN)/ruff check || status=1; \
@@ -51,7 +54,7 @@ lock: ## write requirements.lock anew from pyproject.toml
 	  --custom-compile-command 'make lock' $(ARGS) --output-file requirements.lock pyproject.toml >/dev/null
 
 clean: ## remove what can be made again; var/ is data, and stays
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info tests/node/node_modules
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is broken, whatever its age, when the folder has moved (scripts hold absolute paths) or its Python has gone.

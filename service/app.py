@@ -14,7 +14,19 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import callbacks, costs, health, jobs, openapi, operator, quarantine, vendors
+from service.api import (
+    asyncapi,
+    callbacks,
+    costs,
+    endpoints,
+    events,
+    health,
+    jobs,
+    openapi,
+    operator,
+    quarantine,
+    vendors,
+)
 from service.api.auth import BearerKeys
 from service.api.problems import ApiError, on_error
 from service.deployment import Deployment, configured
@@ -25,19 +37,22 @@ from service.settings import Settings
 def create_app(settings: Settings | None = None) -> ASGIApp:
     """The ASGI application; without `settings`, from the environment."""
     deployment = Deployment(settings or configured())
+    feed = events.Feed(deployment)
 
     @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        yield
+    async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, object]]:
+        yield {"stopping": feed.end}  # for the server, which waits for its listeners before it ends the lifespan
+        await feed.close()
         await deployment.close()
 
+    parts = (jobs, operator, costs, endpoints, quarantine, vendors)
     api = Mount(
         "/v1",
-        routes=[route for part in (jobs, operator, costs, quarantine, vendors) for route in part.routes(deployment)],
+        routes=[*events.routes(feed), *(route for part in parts for route in part.routes(deployment))],
         middleware=[Middleware(BearerKeys, api_keys=deployment.settings.api_keys)],
     )
     router = Starlette(
-        routes=[*health.routes(deployment), *openapi.routes(), api],
+        routes=[*health.routes(deployment), *openapi.routes(), *asyncapi.routes(deployment.settings), api],
         lifespan=lifespan,
         exception_handlers=dict.fromkeys(
             (ApiError, HTTPException, RedisError, CommitFailed, OSError, Exception), on_error

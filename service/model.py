@@ -179,6 +179,34 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     data: Job
 
 
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A subscriber's own URL for signed outbound webhooks. Empty filters let everything through."""
+
+    id: str
+    url: str
+    types: tuple[str, ...] = ()
+    vendors: tuple[str, ...] = ()
+    metadata: dict[str, object] = {}  #: what a job's metadata has to say in these places
+    enabled: bool = True
+    disabled_reason: str | None = None
+    created_at: datetime
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One try to send one event to one endpoint."""
+
+    delivery_id: str
+    event_id: str
+    type: str
+    job_id: str
+    at: datetime
+    number: int  #: of the try, from 1
+    status: int | None  #: HTTP; None where there was no answer
+    ms: int
+    outcome: str  #: `delivered`, `again`, `given up`
+    answer: str  #: how it began, or what went wrong; callback tokens blanked out
+
+
 #: The event that a status or an archive state is announced by, once per job.
 STATUS_EVENTS: Final = {
     Status.QUEUED: "job.submitted",

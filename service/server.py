@@ -100,6 +100,8 @@ class Guarded(HttpToolsProtocol):
         super().on_message_complete()
 
     def shutdown(self) -> None:
+        if stopping := self.app_state.get("stopping"):  # said once a connection, for want of another place
+            stopping()
         super().shutdown()
         self.loop.call_later(STOP_SECONDS, self._hurry)
 

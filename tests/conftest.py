@@ -22,6 +22,8 @@ network.guard()
 def pytest_configure() -> None:
     """SIGTERM ends a run as Ctrl-C does: through the fixtures' clean-up, so that no server is left running."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What is started from a script's background ignores Ctrl-C, and so would every program that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

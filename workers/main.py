@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import time
 import traceback
@@ -32,11 +33,13 @@ from rq.utils import utcformat
 from service import logs
 from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
+from service.jobs.endpoints import MAX_ENDPOINTS
 from service.jobs.store import connect_sync
 from service.settings import Settings
-from workers import archive, outbound, submit
+from workers import archive, notify, outbound, submit
 from workers.archive import Archivist
 from workers.download import Interrupted
+from workers.notify import Notifier
 from workers.stopping import stop_signal, stopped
 from workers.submit import Submitter
 
@@ -46,8 +49,11 @@ Task = Callable[..., Awaitable[object]]
 TASKS: Final[dict[str, Task]] = {
     tasks.PATHS[tasks.ARCHIVE]: archive.store_outputs,
     tasks.PATHS[tasks.SUBMIT]: submit.send_order,
+    tasks.PATHS[tasks.NOTIFY]: notify.deliver,
 }
 
+#: Files and connections at once, where the system allows so many: slow subscribers alone may take 1,600.
+MAX_FILES: Final = 4096
 #: Seconds that running tasks have to finish after SIGTERM, and then to put themselves back. SIGKILL comes after 30.
 GRACE: Final = 18.0
 PUT_BACK: Final = 6.0
@@ -59,11 +65,12 @@ _log = logs.get("worker")
 
 
 class Worker:
-    """One process's share of one queue."""
+    """One process's share of one queue, so many tasks at once."""
 
-    def __init__(self, deployment: Deployment, name: str, queue: str) -> None:
+    def __init__(self, deployment: Deployment, name: str, queue: str, concurrency: int) -> None:
         self.name = name
         self._settings = deployment.settings
+        self._concurrency = concurrency
         self._redis = deployment.redis
         self._queue = queue
         self._running: set[asyncio.Task[None]] = set()
@@ -74,7 +81,7 @@ class Worker:
         """Work until `stop` is set, and finish what can be finished in time."""
         stopping = asyncio.create_task(stop.wait())
         while not stop.is_set():
-            if len(self._running) >= self._settings.worker_concurrency:
+            if len(self._running) >= self._concurrency:
                 await asyncio.wait({*self._running, stopping}, return_when=asyncio.FIRST_COMPLETED)
             elif task_id := await self._next():
                 running = asyncio.create_task(self._work(task_id))
@@ -188,17 +195,20 @@ async def run(deployment: Deployment, stop: asyncio.Event) -> None:
     """A worker over a deployment, until `stop` is set; what could not be finished in time goes back to its queue."""
     settings, interrupted = deployment.settings, asyncio.Event()
     name = f"{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
-    queues = [settings.queue(task) for task in tasks.PATHS]
-    workers = [Worker(deployment, name, queue) for queue in queues]
+    queues = {settings.queue(task): settings.worker_concurrency for task in tasks.PATHS}
+    queues[settings.queue(tasks.NOTIFY)] = MAX_ENDPOINTS  # however many are slow, there is room for the others
+    workers = [Worker(deployment, name, queue, concurrency) for queue, concurrency in queues.items()]
     private = settings.allow_private_networks
     async with (
         outbound.client(allow_private_networks=private) as http,
         outbound.client(allow_private_networks=private, reuse=False) as orders,
+        notify.client(allow_private_networks=private) as hooks,
         asyncio.TaskGroup() as group,
     ):
         archive.shared.set(Archivist(deployment, http, interrupted))
         submit.shared.set(Submitter(deployment, orders, interrupted))
-        group.create_task(_be_seen(settings, name, queues, stop))
+        notify.shared.set(Notifier(deployment, hooks, stop))
+        group.create_task(_be_seen(settings, name, list(queues), stop))
         await asyncio.gather(*(worker.work(stop) for worker in workers))
         interrupted.set()
         await asyncio.gather(*(worker.put_back() for worker in workers))
@@ -206,6 +216,8 @@ async def run(deployment: Deployment, stop: asyncio.Event) -> None:
 
 async def main() -> None:
     settings = configured()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
     stop = stop_signal()
     async with opened(settings) as deployment:
         _log.info("worker started", tasks=list(tasks.PATHS), concurrency=settings.worker_concurrency)

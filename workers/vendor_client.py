@@ -160,7 +160,7 @@ class VendorClient:
         if body is None:
             words = f"the answer has more than {MAX_ANSWER} bytes"
             return Answer(Refusal(code="vendor_error", message=words), lost=True)
-        return Answer(read(response.status_code, body), body, _retry_after(response))
+        return Answer(read(response.status_code, body), body, retry_after(response))
 
 
 async def _bounded(response: httpx.Response) -> bytes | None:
@@ -172,7 +172,7 @@ async def _bounded(response: httpx.Response) -> bytes | None:
     return bytes(body)
 
 
-def _retry_after(response: httpx.Response) -> float:
+def retry_after(response: httpx.Response) -> float:
     """Seconds, from a number of them or from a date; at most an hour, whatever a vendor says."""
     value = response.headers.get("retry-after", "").strip()
     try:

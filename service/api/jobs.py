@@ -174,7 +174,7 @@ class _Jobs:
                     409, f"the vendor's job before it ({step}) has not been done: 'resolve' says what became of that"
                 )
             merged = None if wanted.metadata is None else job.metadata | wanted.metadata
-            if wrong := _metadata_is_wrong(merged or {}):
+            if wrong := metadata_is_wrong(merged or {}):
                 raise ApiError(422, "the job's metadata would grow too large", [FieldError("metadata", wrong)])
             recorded = await self._tracker.record(
                 Observation(
@@ -219,13 +219,13 @@ def _vendor_is_wrong(vendor: str) -> str | None:
     return None if vendor in VENDORS else f"must be one of {', '.join(sorted(VENDORS))}"
 
 
-def _metadata_is_wrong(metadata: dict[str, object] | None) -> str | None:
+def metadata_is_wrong(metadata: dict[str, object] | None) -> str | None:
     if too_deep(metadata):
         return f"may be nested {MAX_DEPTH} levels deep"
     return f"may have {MAX_METADATA} bytes of JSON" if len(msgspec.json.encode(metadata)) > MAX_METADATA else None
 
 
-_CHECKS: Final[Checks] = {"vendor": _vendor_is_wrong, "metadata": _metadata_is_wrong}
+_CHECKS: Final[Checks] = {"vendor": _vendor_is_wrong, "metadata": metadata_is_wrong}
 
 
 def _idempotency(request: Request, body: bytes) -> tuple[str, bytes] | None:

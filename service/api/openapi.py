@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api import costs, jobs, operator, quarantine
+from service.api import costs, endpoints, events, jobs, operator, quarantine
 from service.api.quarantine import LetterView
 from service.api.vendors import VendorEntry, schema_of
 from service.fields import FieldError
-from service.model import Job
+from service.model import Attempt, Job
 from service.vendors import VENDORS
 from service.vendors.base import Vendor
 from service.vendors.inputs import Model
@@ -35,8 +35,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     could_take: list[dict[str, str]] | None = None  #: vendors and models that the input is enough for
 
 
-_BODIES: Final = (jobs.TrackRequest, jobs.AttachRequest, operator.ResolveRequest)
-_ANSWERS: Final = (Job, LetterView, VendorEntry, Problem)
+_BODIES: Final = (
+    *(jobs.TrackRequest, jobs.AttachRequest, operator.ResolveRequest),
+    *(endpoints.EndpointRequest, endpoints.EndpointChange, endpoints.ReplayRequest),
+)
+_ANSWERS: Final = (Job, LetterView, VendorEntry, Problem, endpoints.EndpointView, endpoints.Secret, Attempt)
 
 
 def routes() -> list[Route]:
@@ -51,7 +54,7 @@ def routes() -> list[Route]:
 def document() -> Schema:
     """OpenAPI 3.1."""
     _, schemas = msgspec.json.schema_components(
-        (*_BODIES, *_ANSWERS), schema_hook=_anything, ref_template="#/components/schemas/{name}"
+        (*_BODIES, *_ANSWERS), schema_hook=anything, ref_template="#/components/schemas/{name}"
     )
     schemas["TrackRequest"]["properties"]["vendor"] = {"enum": sorted(VENDORS)}
     for type_ in _BODIES:  # what is not known is refused
@@ -74,7 +77,7 @@ def document() -> Schema:
         "info": {
             "title": "Callsheet",
             "version": "1",
-            "summary": "Accounts for every job of asynchronous AI-media vendors.",
+            "summary": "Accounts for the jobs of asynchronous AI-media vendors.",
         },
         "security": [{"key": []}],
         "paths": _paths(),
@@ -92,7 +95,7 @@ def _object(**properties: Schema) -> Schema:
 _URI: Final[Schema] = {"type": "string", "format": "uri"}
 
 
-def _anything(type_: type) -> Schema:
+def anything(type_: type) -> Schema:
     if type_ is object:
         return {"description": "any JSON"}
     raise NotImplementedError(type_)
@@ -107,7 +110,7 @@ def _paths() -> Schema:
     cursor = {"type": ["string", "null"]}
     job, letter = _path("id", r"job_[0-9a-v]{24}"), _path("id", r"qua_[0-9a-f]{24}")
     entry = {"type": "object", "required": ["at", "source", "status", "applied", "why"]}
-    number = _path("number", "[0-9]{1,4}")
+    number, sums = _path("number", "[0-9]{1,4}"), {"type": "array", "items": {"type": "object"}}
     orders = [_order(vendor, model) for vendor in VENDORS.values() for model in vendor.MODELS]
     create = {"anyOf": [*orders, _ref("TrackRequest")]}
     key = {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "minLength": 1, "maxLength": 255}}
@@ -116,7 +119,7 @@ def _paths() -> Schema:
             "get": _operation(
                 "List jobs, newest first",
                 {200: page | {"properties": {"data": _list("Job"), "next_cursor": cursor}}},
-                _query(jobs.FILTERS),
+                query(jobs.FILTERS),
             ),
             "post": _operation(
                 "Submit a job, or track one that somebody else submits",
@@ -138,35 +141,55 @@ def _paths() -> Schema:
             )
         },
         "/v1/jobs/{id}/outputs/{number}": {"get": _file_operation([job, number])},
-        "/v1/jobs/{id}/refresh": {
-            "post": _operation("Ask the vendor now", {202: _ref("Job")}, [job], more=(409,)),
-        },
+        "/v1/jobs/{id}/refresh": {"post": _operation("Ask the vendor now", {202: _ref("Job")}, [job], more=(409,))},
         "/v1/jobs/{id}/resolve": {
-            "post": _operation(
-                "Say what became of an unconfirmed job", {200: _ref("Job")}, [job], _ref("ResolveRequest"), (409,)
-            )
+            "post": _operation("Say what became of it", {200: _ref("Job")}, [job], _ref("ResolveRequest"), (409,))
         },
-        "/v1/costs": {
-            "get": _operation(
-                "Estimated and charged, summed up",
-                {200: _data({"type": "array", "items": {"type": "object"}})},
-                _query(costs.QUERY),
-            )
-        },
+        "/v1/costs": {"get": _operation("Estimated and charged, summed up", {200: _data(sums)}, query(costs.QUERY))},
         "/v1/quarantine": {
             "get": _operation(
                 "Callbacks that were not understood, newest first",
                 {200: page | {"properties": {"data": _list("LetterView"), "next_cursor": cursor}}},
-                _query(quarantine.PAGE),
+                query(quarantine.PAGE),
             )
         },
-        "/v1/quarantine/{id}": {
-            "get": _operation("One of them, with its body", {200: _ref("LetterView")}, [letter]),
-        },
+        "/v1/quarantine/{id}": {"get": _operation("One of them, with its body", {200: _ref("LetterView")}, [letter])},
         "/v1/quarantine/{id}/replay": {
-            "post": _operation("Read it again", {200: {"type": "object"}}, [letter], more=(409,)),
+            "post": _operation("Read it again", {200: {"type": "object"}}, [letter], more=(409,))
         },
+        **_endpoint_paths(page | {"properties": {"data": _list("Attempt"), "next_cursor": cursor}}),
         "/v1/vendors": {"get": _operation("Vendors, their models and limits", {200: _data(_list("VendorEntry"))})},
+    }
+
+
+def _endpoint_paths(tries: Schema) -> Schema:
+    one, delivery = [_path("id", r"ep_[0-9a-v]{24}")], [_path("id", "dlv_[0-9a-z._-]+")]
+    view, at = _ref("EndpointView"), "/v1/endpoints/{id}"
+    new, changed = _ref("EndpointRequest"), _ref("EndpointChange")
+    sent = {202: _object(delivery_id={"type": "string"})}
+    again = {202: _object(events={"type": "integer"}, complete={"type": "boolean"})}
+    stream = _operation("Server-Sent Events", {}, query(events.QUERY), more=(400, 410))
+    stream["responses"]["200"] = {
+        "description": "events, until the listener goes",
+        "content": {"text/event-stream": {}},
+    }
+    return {
+        "/v1/events": {"get": stream},
+        "/v1/endpoints": {
+            "get": _operation("Where events are sent to", {200: _data(_list("EndpointView"))}),
+            "post": _operation("Send events to a URL", {201: {"allOf": [view, _ref("Secret")]}}, None, new, (409,)),
+        },
+        at: {
+            "get": _operation("Read an endpoint", {200: view}, one),
+            "patch": _operation("Change an endpoint", {200: view}, one, changed),
+            "delete": _operation("Send nothing there any more", {}, one)
+            | {"responses": {"204": {"description": "it is forgotten"}}},
+        },
+        f"{at}/deliveries": {"get": _operation("The latest tries", {200: tries}, [*one, *query(endpoints.PAGE)])},
+        f"{at}/secret": {"post": _operation("Replace the secret", {201: _ref("Secret")}, one)},
+        f"{at}/test": {"post": _operation("Send an event that says nothing", sent, one, more=(409,))},
+        f"{at}/replay": {"post": _operation("Send again in bulk", again, one, _ref("ReplayRequest"), (409,))},
+        "/v1/deliveries/{id}/replay": {"post": _operation("Send one event again", sent, delivery, more=(409,))},
     }
 
 
@@ -210,7 +233,7 @@ def _path(name: str, pattern: str) -> Schema:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{pattern}$"}}
 
 
-def _query(known: Mapping[str, re.Pattern[str] | frozenset[str]]) -> list[Schema]:
+def query(known: Mapping[str, re.Pattern[str] | frozenset[str]]) -> list[Schema]:
     schemas: dict[str, Schema] = {
         name: {"enum": sorted(rule)}
         if isinstance(rule, frozenset)
@@ -226,6 +249,7 @@ _WRONG: Final = {
     403: "the key has not the scope",
     404: "there is none",
     409: "not as things stand",
+    410: "the stream no longer goes back so far",
     413: "too large",
     415: "compressed",
     422: "fields that cannot be used",

@@ -13,6 +13,8 @@ from service.cli.client import Where, deployment_settings
 from service.cli.costs import costs
 from service.cli.demo import demo
 from service.cli.doctor import doctor
+from service.cli.endpoints import deliveries, endpoints
+from service.cli.events import events
 from service.cli.export import export
 from service.cli.jobs import jobs, quarantine
 from service.cli.keys import keys
@@ -63,5 +65,19 @@ def sandbox(arguments: tuple[str, ...]) -> None:
     raise SystemExit(subprocess.call([sys.executable, "-m", "sandbox", *arguments]))
 
 
-for command in (up, demo, doctor, submit, jobs, quarantine, costs, vendors, keys, export):
+for command in (
+    up,
+    demo,
+    doctor,
+    submit,
+    jobs,
+    quarantine,
+    costs,
+    vendors,
+    keys,
+    export,
+    events,
+    endpoints,
+    deliveries,
+):
     main.add_command(command)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,18 @@ class Client:
         except httpx.HTTPError as error:
             raise click.ClickException(f"{self._http.base_url} does not answer: {error}") from None
         if answer.is_success:
-            return answer.json()
+            return answer.json() if answer.content else None
         raise click.ClickException(_words(answer))
+
+    @contextmanager
+    def stream(self, path: str, **params: str | None) -> Iterator[Iterator[str]]:
+        """The lines of an answer that does not end by itself; httpx's errors are the caller's."""
+        given = {name: value for name, value in params.items() if value is not None}
+        with self._http.stream("GET", path, params=given, timeout=45) as answer:
+            if not answer.is_success:
+                answer.read()
+                raise click.ClickException(_words(answer))
+            yield answer.iter_lines()
 
 
 def _words(answer: httpx.Response) -> str:

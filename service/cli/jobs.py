@@ -126,20 +126,21 @@ def watch(job_id: str | None, as_json: bool) -> None:
                 if message is None:
                     continue
                 event = json.loads(message["data"])
-                _print_event(event, as_json)
+                print_event(event, as_json)
                 if job_id and (code := ended(event["data"])) is not None:
                     raise SystemExit(code)
         except RedisError as error:
             raise click.ClickException(f"Redis does not answer: {error}") from None
 
 
-def _print_event(event: dict[str, Any], as_json: bool) -> None:
+def print_event(event: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(event, ensure_ascii=False))
         return
-    job = event["data"]
-    error = f"  {job['error']['message']}" if job["error"] else ""
-    console.print(f"{event['timestamp']}  {event['type']:<16} {job['id']}  {job['vendor']}{error}", soft_wrap=True)
+    about = event["data"]
+    error = f"  {about['error']['message']}" if about.get("error") else ""
+    where = about.get("vendor") or f"{about['url']}  {about['disabled_reason']}"
+    console.print(f"{event['timestamp']}  {event['type']:<16} {about['id']}  {where}{error}", soft_wrap=True)
 
 
 def ended(job: dict[str, Any]) -> int | None:

@@ -23,7 +23,7 @@ _COLOURS = {
 }  # fmt: skip
 
 #: Columns that give way where a terminal is narrow; the others are never broken.
-_LONG = {"job", "error", "why", "value", "detail", "takes", "price"}
+_LONG = {"job", "error", "why", "value", "detail", "takes", "price", "delivery_id", "answer"}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the API's answer as it is.")
 

@@ -18,6 +18,11 @@ from service.settings import Settings
 
 #: Entries that the stream keeps, about. At one event of 1 KB each, some 100 MB.
 STREAM_LENGTH: Final = 100_000
+#: Tries that are kept of each endpoint, about, and for how long after the last one.
+ATTEMPTS_KEPT: Final = 1000
+ATTEMPTS_SECONDS: Final = 7 * 86_400
+#: An endpoint that fails so often in a row is left alone for a while.
+PAUSE_AFTER: Final = 5
 #: Facts without effect are no longer listed in a timeline of this length, only counted.
 TIMELINE_LENGTH: Final = 200
 PARKED_LENGTH: Final = 50
@@ -121,6 +126,9 @@ def script_text(name: str, settings: Settings) -> str:
         "PATIENCE": tasks.PATIENCE * 1000,
         "TRIAL": TRIAL_MS,
         "STREAM_LENGTH": STREAM_LENGTH,
+        "ATTEMPTS_KEPT": ATTEMPTS_KEPT,
+        "ATTEMPTS_SECONDS": ATTEMPTS_SECONDS,
+        "PAUSE_AFTER": PAUSE_AFTER,
         "TIMELINE_LENGTH": TIMELINE_LENGTH,
         "PARKED_LENGTH": PARKED_LENGTH,
         "PARKED_SECONDS": PARKED_SECONDS,

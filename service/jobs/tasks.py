@@ -15,10 +15,15 @@ from rq.serializers import JSONSerializer
 
 ARCHIVE: Final = "archive"
 SUBMIT: Final = "submit"
+NOTIFY: Final = "notify"  #: of an endpoint, not of a job
 
 #: Task → the function that RQ calls. Each has a queue of its own, so that slow downloads hold up no submission. The RQ
 #: job's id is `<task>-<job id>` (RQ job ids hold no colons), which is also how the poller's sweep knows it.
-PATHS: Final = {ARCHIVE: "workers.archive.store_outputs", SUBMIT: "workers.submit.send_order"}
+PATHS: Final = {
+    ARCHIVE: "workers.archive.store_outputs",
+    SUBMIT: "workers.submit.send_order",
+    NOTIFY: "workers.notify.deliver",
+}
 
 #: Seconds that a pushed task may stay without a sign of life before the sweep looks at it. A running task renews this.
 PATIENCE: Final = 60
@@ -35,6 +40,9 @@ PREPARE_RETRIES: Final = (2, 5, 15, 60, 120, 300, 600)
 
 #: Seconds between looks at the vendor's list for a job that was sent and not answered; then it is the operator's.
 LOOKS: Final = (5, 20, 60, 180, 600)
+
+#: Seconds until an event is sent to an endpoint again, as the Standard Webhooks specification has it: 75 hours in all.
+DELIVERY_RETRIES: Final = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 
 _RESULT_SECONDS: Final = 300
 _FAILURE_SECONDS: Final = 7 * 86_400

@@ -14,7 +14,7 @@ from service.deployment import rhythms
 from service.jobs.store import connect, connect_sync
 from service.jobs.tokens import SHARED, Tokens
 from service.jobs.tracker import How, Recorded, Tracker
-from service.model import Observation
+from service.model import Observation, Source, Status
 from service.settings import load
 from service.vendors import VENDORS
 
@@ -88,6 +88,13 @@ class Web:
     def record(self, observation: Observation, **how: Unpack[How]) -> Recorded:
         """Commit a fact as another process of the deployment would."""
         return self._tracker.record_now(self.redis, observation, **how)
+
+    def ended(self, count: int = 1, vendor: str = "kitta") -> list[str]:
+        """Jobs of which two events are published. Returns their ids."""
+        ids = [self.track(vendor, vendor_job_id=f"v{self.redis.incr('vendor job')}")["id"] for _ in range(count)]
+        for job_id in ids:
+            self.record(Observation(source=Source.CALLBACK, status=Status.FAILED), vendor=vendor, job_id=job_id)
+        return ids
 
     def key(self, *parts: str) -> str:
         return ":".join((self.settings.key_prefix, *parts))

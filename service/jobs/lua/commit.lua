@@ -27,7 +27,14 @@ local function announce(job, id, type)
   job._events = events .. type .. ' '
   local event = '{"id":"evt_' .. id:sub(5) .. '_' .. type:sub(5) .. '","type":"' .. type .. '","timestamp":"' .. iso(NOW)
     .. '","data":' .. job_json(job) .. '}'
-  redis.call('XADD', key('stream'), 'MAXLEN', '~', STREAM_LENGTH, '*', 'event', event)
+  local entry = redis.call('XADD', key('stream'), 'MAXLEN', '~', STREAM_LENGTH, '*', 'event', event)
+  local member = string.format('%s %s-%09d %s', id, entry:match('%d+'), entry:match('%d+$'), type)
+  local routes = redis.call('HGETALL', key('routes'))
+  for i = 1, #routes, 2 do -- '<types>|<vendors>', each word between spaces; nothing is all of them
+    local types, vendors = routes[i + 1]:match('^(.*)|(.*)$')
+    local wanted = types == '' or types:find(' ' .. type .. ' ', 1, true)
+    if wanted and (vendors == '' or vendors:find(' ' .. unquote(job.vendor) .. ' ', 1, true)) then deliver(routes[i], member) end
+  end
   redis.call('PUBLISH', key('events'), event)
   redis.call('PUBLISH', key('events', id), event)
 end

@@ -77,6 +77,31 @@ local function push_task(name, id)
   redis.call('ZADD', key('tasks'), NOW + PATIENCE, rq_id)
 end
 
+-- The first two of a job's events that wait for an endpoint, the job being that of `member`.
+local function lane(endpoint, member)
+  local job = member:match('^%S+')
+  return redis.call('ZRANGE', key('lanes', endpoint), '[' .. job .. ' ', '(' .. job .. '!', 'BYLEX', 'LIMIT', 0, 2)
+end
+
+-- An event for an endpoint, as '<job> <entry of the stream, written so that it sorts> <type>'. Of a job's events only the first
+-- is due; an earlier one that is sent again goes before. One task an endpoint sees to all that is due there.
+local function deliver(endpoint, member)
+  local due, state = key('deliveries', endpoint), key('state', endpoint)
+  redis.call('ZADD', key('lanes', endpoint), 0, member)
+  redis.call('HDEL', key('tries', endpoint), member)
+  local first, second = unpack(lane(endpoint, member))
+  if first ~= member then return end
+  if second then redis.call('ZREM', due, second) end
+  redis.call('ZADD', due, NOW, member)
+  local busy, retry_at = unpack(redis.call('HMGET', state, 'busy', 'retry_at'))
+  if not busy and retry_at and tonumber(retry_at) > NOW then
+    redis.call('ZADD', key('tasks'), retry_at, 'notify-' .. endpoint)
+  elseif not busy then
+    redis.call('HSET', state, 'busy', 1)
+    push_task('notify', endpoint)
+  end
+end
+
 -- A place in the line for a vendor that takes only so many jobs in a window: when its turn should come. Turns that are
 -- still waited for stand in turns:{vendor}; those that were taken, in the log of calls.
 local function reserve(vendor, id, requests, window)

@@ -16,6 +16,7 @@ end
 local function needed(name, id)
   local status, archive, order = unpack(redis.call('HMGET', key('job', id), 'status', 'archive', '_order'))
   if name == 'archive' then return unquote(archive) == 'waiting' end
+  if name == 'notify' then return redis.call('ZCARD', key('deliveries', id)) > 0 end
   return order and (status == '"pending"' or status == '"unconfirmed"')
 end
 
@@ -32,6 +33,7 @@ for _, rq_id in ipairs(redis.call('ZRANGE', key('tasks'), '-inf', NOW, 'BYSCORE'
       redis.call('ZADD', key('tasks'), NOW + PATIENCE, rq_id)
     else
       redis.call('LREM', queue .. ':intermediate', 0, rq_id)
+      if name == 'notify' then redis.call('HSET', key('state', id), 'busy', 1) end
       push_task(name, id)
       pushed = pushed + 1
     end

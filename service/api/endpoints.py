@@ -1,0 +1,205 @@
+"""`/v1/endpoints` and `/v1/deliveries`: where events are sent to, what became of them, and sending them again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec.structs import asdict
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from service.api.auth import need
+from service.api.jobs import metadata_is_wrong
+from service.api.problems import ApiError, by_method, decode_body, decode_object, read_body, read_query
+from service.api.rows import json_answer
+from service.deployment import Deployment
+from service.fields import Checks
+from service.jobs.endpoints import EVENT_TYPES, MAX_ENDPOINTS, Endpoints, parse_delivery_id
+from service.model import Endpoint, new_id
+from service.vendors import VENDORS
+from service.vendors.inputs import Url
+
+PAGE: Final = {"limit": re.compile(r"[1-9][0-9]?|100"), "cursor": re.compile(r"\d{13}-\d{1,9}")}
+
+Words = Annotated[tuple[str, ...], msgspec.Meta(max_length=50)]
+
+
+class EndpointRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A new endpoint. Without filters it hears of everything."""
+
+    url: Url
+    types: Words = ()
+    vendors: Words = ()
+    metadata: dict[str, object] = {}
+
+
+class EndpointChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be different about an endpoint. `enabled` again: what it missed can be replayed."""
+
+    url: Url | None = None
+    types: Words | None = None
+    vendors: Words | None = None
+    metadata: dict[str, object] | None = None
+    enabled: bool | None = None
+
+
+class ReplayRequest(msgspec.Struct, frozen=True, kw_only=True):
+    since: datetime
+
+
+class EndpointView(Endpoint, frozen=True, kw_only=True):
+    """An endpoint, and how many events wait for it."""
+
+    waiting: int
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """Shown once; it verifies what comes."""
+
+    secret: str
+
+
+def routes(deployment: Deployment) -> list[Route]:
+    endpoints = _Endpoints(deployment)
+    one = "/endpoints/{id}"
+    return [
+        by_method("/endpoints", GET=endpoints.list_, POST=endpoints.create),
+        by_method(one, GET=endpoints.read, PATCH=endpoints.change, DELETE=endpoints.delete),
+        Route(f"{one}/deliveries", endpoints.deliveries, methods=["GET"]),
+        Route(f"{one}/secret", endpoints.new_secret, methods=["POST"]),
+        Route(f"{one}/test", endpoints.test, methods=["POST"]),
+        Route(f"{one}/replay", endpoints.replay, methods=["POST"]),
+        Route("/deliveries/{id}/replay", endpoints.replay_one, methods=["POST"]),
+    ]
+
+
+class _Endpoints:
+    def __init__(self, deployment: Deployment) -> None:
+        self._store = deployment.store
+        self._endpoints = Endpoints(deployment.redis, deployment.store, deployment.settings)
+        self._private = deployment.settings.allow_private_networks
+
+    async def list_(self, _request: Request) -> Response:
+        return _answer({"data": await self._views(*await self._endpoints.all())})
+
+    async def create(self, request: Request) -> Response:
+        need(request, "admin")
+        wanted = decode_body(decode_object(await read_body(request)), EndpointRequest, self._checks())
+        if len(await self._endpoints.all()) >= MAX_ENDPOINTS:
+            raise ApiError(409, f"there are {MAX_ENDPOINTS} endpoints already")
+        now = await self._store.now_ms()
+        endpoint = Endpoint(id=new_id("ep", now), created_at=datetime.fromtimestamp(now / 1000, UTC), **asdict(wanted))
+        secret = await self._endpoints.add(endpoint)
+        [view] = await self._views(endpoint)
+        return _answer({**asdict(view), "secret": secret}, 201)
+
+    async def read(self, request: Request) -> Response:
+        [view] = await self._views(await self._endpoint(request))
+        return _answer(view)
+
+    async def change(self, request: Request) -> Response:
+        need(request, "admin")
+        endpoint = await self._endpoint(request)
+        wanted = decode_body(decode_object(await read_body(request)), EndpointChange, self._checks())
+        changes = {name: value for name, value in asdict(wanted).items() if value is not None}
+        if wanted.enabled is not None:
+            changes["disabled_reason"] = None if wanted.enabled else "by hand"
+        changed = await self._endpoints.change(endpoint.id, **changes)
+        [view] = await self._views(changed or await self._endpoint(request))
+        return _answer(view)
+
+    async def delete(self, request: Request) -> Response:
+        need(request, "admin")
+        await self._endpoints.delete((await self._endpoint(request)).id)
+        return Response(status_code=204)
+
+    async def new_secret(self, request: Request) -> Response:
+        """Replace the secret; for a day the old one signs as well."""
+        need(request, "admin")
+        return _answer({"secret": await self._endpoints.new_secret((await self._endpoint(request)).id)}, 201)
+
+    async def deliveries(self, request: Request) -> Response:
+        """The latest tries, newest first."""
+        endpoint, query = await self._endpoint(request), read_query(request, PAGE)
+        rows, cursor = await self._endpoints.attempts_json(
+            endpoint.id, int(query.get("limit", "20")), query.get("cursor", "")
+        )
+        return json_answer(b'{"data":[%b],"next_cursor":%b}' % (b",".join(rows), msgspec.json.encode(cursor)))
+
+    async def test(self, request: Request) -> Response:
+        """Send an event that says nothing."""
+        need(request, "admin")
+        endpoint = self._enabled(await self._endpoint(request))
+        return _answer({"delivery_id": await self._endpoints.test(endpoint.id)}, 202)
+
+    async def replay(self, request: Request) -> Response:
+        """Send every event since a moment again; `complete`: the stream goes back so far."""
+        need(request, "admin")
+        endpoint = self._enabled(await self._endpoint(request))
+        wanted = decode_body(decode_object(await read_body(request)), ReplayRequest, {"since": _time_is_wrong})
+        since = max(0, int(wanted.since.timestamp() * 1000))
+        events, complete = await self._endpoints.replay(endpoint, since)
+        return _answer({"events": events, "complete": complete}, 202)
+
+    async def replay_one(self, request: Request) -> Response:
+        need(request, "admin")
+        delivery_id = request.path_params["id"]
+        endpoint_id, member = parse_delivery_id(delivery_id) or ("", "")
+        endpoint = await self._endpoints.get(endpoint_id)
+        if endpoint is None or await self._endpoints.event(member) is None:
+            raise ApiError(404, f"there is no delivery {delivery_id[:120]!r}")
+        await self._endpoints.send(self._enabled(endpoint).id, member)
+        return _answer({"delivery_id": delivery_id}, 202)
+
+    async def _endpoint(self, request: Request) -> Endpoint:
+        endpoint_id = request.path_params["id"]
+        endpoint = await self._endpoints.get(endpoint_id)
+        if endpoint is None:
+            raise ApiError(404, f"there is no endpoint {endpoint_id[:40]!r}")
+        return endpoint
+
+    def _enabled(self, endpoint: Endpoint) -> Endpoint:
+        if not endpoint.enabled:
+            raise ApiError(409, f"the endpoint is disabled ({endpoint.disabled_reason}); enable it first")
+        return endpoint
+
+    async def _views(self, *endpoints: Endpoint) -> list[EndpointView]:
+        waiting = await self._endpoints.waiting(*(endpoint.id for endpoint in endpoints))
+        pairs = zip(endpoints, waiting, strict=True)
+        return [EndpointView(**asdict(endpoint), waiting=number) for endpoint, number in pairs]
+
+    def _checks(self) -> Checks:
+        return {
+            "url": lambda url: None if url is None else self._url_is_wrong(url),
+            "types": lambda words: _not_among(words or (), EVENT_TYPES),
+            "vendors": lambda words: _not_among(words or (), VENDORS),
+            "metadata": lambda metadata: metadata_is_wrong(metadata or {}),
+        }
+
+    def _url_is_wrong(self, url: str) -> str | None:
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            return "is not a URL"
+        if parts.scheme != "https" and not self._private:
+            return "must be an https URL"
+        return "may not hold a user name; the signature says who sends" if parts.username else None
+
+
+def _not_among(words: Iterable[str], known: Iterable[str]) -> str | None:
+    wrong = [word for word in words if word not in known]
+    return f"{wrong[0][:40]!r} is not one of {', '.join(known)}" if wrong else None
+
+
+def _time_is_wrong(since: datetime) -> str | None:
+    return "needs a time zone" if since.tzinfo is None else None
+
+
+def _answer(body: object, status: int = 200) -> Response:
+    return json_answer(msgspec.json.encode(body), status)
