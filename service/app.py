@@ -22,6 +22,7 @@ from service.api import (
     events,
     health,
     jobs,
+    metrics,
     openapi,
     operator,
     quarantine,
@@ -41,9 +42,9 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, object]]:
-        yield {"stopping": feed.end}  # for the server, which waits for its listeners before it ends the lifespan
-        await feed.close()
-        await deployment.close()
+        async with deployment.opened("web"):
+            yield {"stopping": feed.end}  # for the server, which waits for its listeners before it ends the lifespan
+            await feed.close()
 
     parts = (jobs, operator, costs, endpoints, quarantine, vendors)
     api = Mount(
@@ -52,7 +53,13 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         middleware=[Middleware(BearerKeys, api_keys=deployment.settings.api_keys)],
     )
     router = Starlette(
-        routes=[*health.routes(deployment), *openapi.routes(), *asyncapi.routes(deployment.settings), api],
+        routes=[
+            *health.routes(deployment),
+            *openapi.routes(),
+            *asyncapi.routes(deployment.settings),
+            *metrics.routes(deployment),
+            api,
+        ],
         lifespan=lifespan,
         exception_handlers=dict.fromkeys(
             (ApiError, HTTPException, RedisError, CommitFailed, OSError, Exception), on_error

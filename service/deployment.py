@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Self
 
 from redis.asyncio import Redis
 
-from service import logs
+from service import logs, metrics
 from service.jobs.scripts import Ask
 from service.jobs.store import Store, connect
 from service.jobs.tokens import Tokens, redact
@@ -29,20 +31,26 @@ class Deployment:
         self.tokens = Tokens(settings.secret_keys, settings.public_url)
         self.storage = Storage(settings.storage_url)
 
-    async def close(self) -> None:
-        """Close the connections, once the facts that are on their way have arrived."""
-        await self.tracker.drain()
-        await self.redis.aclose()
+    @asynccontextmanager
+    async def opened(self, part: str) -> AsyncIterator[Self]:
+        """Count for as long as the block lasts; then close the connections, once what is on its way has arrived."""
+        stop = asyncio.Event()
+        counting = asyncio.create_task(metrics.Counts(part, self.store.add_counts).run(stop))
+        try:
+            yield self
+        finally:
+            await self.tracker.drain()
+            stop.set()  # not cancelled: redis-py may take that for a time-out of its own, and go on
+            await asyncio.wait({counting}, timeout=metrics.LAST)
+            counting.cancel()
+            await self.redis.aclose()
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Deployment]:
-    """A deployment for as long as the block lasts."""
-    deployment = Deployment(settings)
-    try:
+async def opened(settings: Settings, part: str = "task") -> AsyncIterator[Deployment]:
+    """A deployment for as long as the block lasts; `part` is the kind of process."""
+    async with Deployment(settings).opened(part) as deployment:
         yield deployment
-    finally:
-        await deployment.close()
 
 
 def rhythms(settings: Settings) -> dict[str, Ask]:

@@ -17,7 +17,7 @@ import msgspec
 from obstore.exceptions import BaseError
 from redis import RedisError
 
-from service import logs
+from service import logs, metrics
 from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
 from service.model import Archive, Job, Observation, Output, Problem, Source, Stored
@@ -74,6 +74,7 @@ class Archivist:
             raise
         except Exception as error:  # whatever it was, it was an attempt, and is counted as one
             if not isinstance(error, NotFetched | BaseError | OSError):
+                metrics.errors("archive").inc()
                 _log.exception("an attempt failed in a way of its own", vendor=job.vendor, job_id=job.id)
             return await self._not_stored(job, error)
         recorded = await self._tracker.record(
@@ -84,6 +85,9 @@ class Archivist:
         )
         size = sum(output.stored.bytes for output in outputs if output.stored)
         seconds = round(time.monotonic() - began, 2)
+        metrics.archives(job.vendor, "stored" if recorded.outcome == "apply" else "changed").inc()
+        metrics.archive_bytes(job.vendor).inc(size)
+        metrics.archive_seconds(job.vendor).observe(seconds)
         _log.info("archive", vendor=job.vendor, job_id=job.id, outcome=recorded.outcome, bytes=size, seconds=seconds)
         return recorded.outcome
 
@@ -101,6 +105,7 @@ class Archivist:
             detail = f"{words}; next in {again_in} s"
             seen = Observation(source=Source.ARCHIVE, problem=Problem.NOT_STORED, detail=detail)
             await self._tracker.record(seen, vendor=job.vendor, job_id=job.id, task=tasks.ARCHIVE, retry_in=again_in)
+        metrics.archives(job.vendor, "failed" if last else "again").inc()
         _log.warning(
             "archive", vendor=job.vendor, job_id=job.id, outcome="failed" if last else "not stored", detail=words
         )

@@ -30,7 +30,7 @@ from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 from rq.utils import utcformat
 
-from service import logs
+from service import logs, metrics
 from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
 from service.jobs.endpoints import MAX_ENDPOINTS
@@ -99,6 +99,7 @@ class Worker:
     def _done(self, running: asyncio.Task[None]) -> None:
         self._running.discard(running)
         if not running.cancelled() and (error := running.exception()):
+            metrics.errors("worker").inc()
             _log.error("a task was left to the sweep", error=repr(error)[:300])
 
     async def _next(self) -> str | None:
@@ -123,6 +124,7 @@ class Worker:
         now = time.time()
         await self._finish(args=[self._queue, task_id, execution, outcome, _utc(now), now])
         if trouble:
+            metrics.errors("worker").inc()
             _log.error("a task failed", task=task_id, trouble=trouble)
             await asyncio.to_thread(self._register_failure, task_id, trouble)
 
@@ -219,7 +221,7 @@ async def main() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))
     stop = stop_signal()
-    async with opened(settings) as deployment:
+    async with opened(settings, "worker") as deployment:
         _log.info("worker started", tasks=list(tasks.PATHS), concurrency=settings.worker_concurrency)
         await run(deployment, stop)
         _log.info("worker stopped")

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import httpx
 
-from service import logs
+from service import logs, metrics
 from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
 from service.jobs.endpoints import MAX_ENDPOINTS, TEST, Claim, Endpoints, Waiting, delivery_id, read_head, says
@@ -71,6 +71,7 @@ class Notifier:
                 look = LOOK_EVERY if room and len(sending) < IN_FLIGHT else None
                 done, sending = await asyncio.wait(sending, timeout=look, return_when=asyncio.FIRST_COMPLETED)
                 for trouble in filter(None, (task.exception() for task in done)):
+                    metrics.errors("notify").inc()
                     _log.error("a delivery was left to its lease", endpoint=endpoint_id, trouble=repr(trouble)[:300])
         if not over:
             await self._endpoints.release(endpoint_id, run)
@@ -104,6 +105,8 @@ class Notifier:
             outcome="delivered" if delivered else "given up" if again is None else "again",
             answer=redact(answer).decode(errors="replace"),
         )
+        metrics.deliveries(attempt.outcome.replace(" ", "_")).inc()
+        metrics.delivery_seconds.observe(attempt.ms / 1000)
         _log.info(
             "delivery", endpoint=endpoint.id, job_id=job_id, type=type_, http_status=status, ms=attempt.ms,
             outcome=attempt.outcome,

@@ -13,7 +13,7 @@ from typing import Final
 
 from redis import RedisError
 
-from service import logs
+from service import logs, metrics
 from service.deployment import Deployment, configured, opened
 from service.jobs.store import Claim
 from service.jobs.tracker import CommitFailed
@@ -80,6 +80,7 @@ class Poller:
             except (RedisError, CommitFailed, OSError) as error:
                 _log.warning("the store does not answer", error=type(error).__name__, detail=str(error)[:200])
             except Exception:  # a turn that stumbles over one job must not end the watch over all the others
+                metrics.errors("poller").inc()
                 _log.exception("a turn failed")
             await stopped(stop, every)
 
@@ -169,6 +170,7 @@ class Poller:
 
     async def _record(self, slug: str, claim: Claim, seen: Observation, raw: bytes) -> None:
         recorded = await self._tracker.record(seen, vendor=slug, job_id=claim.job_id, raw=raw)
+        metrics.polls(slug, seen.problem or recorded.outcome).inc()
         _log.info(
             "poll", vendor=slug, job_id=claim.job_id, status=seen.status, problem=seen.problem, outcome=recorded.outcome
         )
@@ -180,7 +182,8 @@ class Poller:
         wait = await self._store.vendor_unwell(slug, int(retry_after * 1000))
         at = await self._store.now_ms() + int(wait * 1000)
         await self._store.poll_again(slug, [claim.job_id for claim in left.values()], at)
-        code, detail = (answer.code, answer.message[:200]) if isinstance(answer, Refusal) else ("", "")
+        code, detail = (answer.code, answer.message[:200]) if isinstance(answer, Refusal) else ("vendor_error", "")
+        metrics.polls(slug, code).inc()
         _log.warning("vendor unwell", vendor=slug, code=code, detail=detail, retry_in=wait, jobs=len(left))
         return False
 
@@ -202,6 +205,7 @@ class Poller:
         """Enqueue again whatever should have moved and did not."""
         pushed = await self._store.sweep(CLAIM)
         if pushed:
+            metrics.swept.inc(pushed)
             _log.info("swept", tasks=pushed)
         return pushed == CLAIM
 
@@ -240,7 +244,7 @@ async def run(deployment: Deployment, stop: asyncio.Event) -> None:
 async def main() -> None:
     settings = configured()
     stop = stop_signal()
-    async with opened(settings) as deployment:
+    async with opened(settings, "poller") as deployment:
         _log.info("poller started", vendors=[slug for slug, account in settings.accounts.items() if account.complete])
         await run(deployment, stop)
         _log.info("poller stopped")

@@ -19,7 +19,7 @@ import httpx
 import msgspec
 from msgspec.structs import replace
 
-from service import logs
+from service import logs, metrics
 from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
 from service.jobs.scripts import Line
@@ -128,6 +128,7 @@ class Submitter:
         slug, model = job.vendor, order.model.name
         limit = self._accounts[slug].limits.get("submit")
         if wait := await self._store.submit_turn(slug, job.id, Line.of(limit) if limit else None):
+            metrics.rate_limit_wait_seconds(slug, "submit").observe(wait)
             return await self._wait(job, wait)
         sending, began = uuid4().hex, time.monotonic()
         seen = Observation(source=Source.SUBMIT, status=Status.UNCONFIRMED, detail=f"{model}: sent")
@@ -141,6 +142,8 @@ class Submitter:
         request = VENDORS[slug].submit_request(model, order.input, order.vendor_input, callback_url)
         async with lease.alive():
             answer = await self._vendors.submit(slug, request)
+        no = answer.reading.code if isinstance(answer.reading, Refusal) else answer.reading.problem
+        metrics.submissions(slug, "unanswered" if answer.lost else no or "taken").inc()
         if isinstance(answer.reading, Refusal):
             age_ms = int((time.monotonic() - began) * 1000)
             done = await self._refused(job, answer.reading, answer, sending, age_ms, again=answer.stale and not renewed)

@@ -16,6 +16,7 @@ from uuid import uuid4
 import httpx
 import msgspec
 
+from service import metrics
 from service.deployment import Deployment
 from service.jobs.scripts import Line
 from service.model import Observation
@@ -71,7 +72,8 @@ class VendorClient:
         """Make a call that may be made again, when its turn in the limit for its kind has come."""
         # The turn is in Redis, where no event of this process is ever set.
         line = Line.of(self._accounts[slug].limits[kind])
-        while wait := await self._store.take_turn(slug, kind, line):  # noqa: ASYNC110
+        while wait := await self._store.take_turn(slug, kind, line):
+            metrics.rate_limit_wait_seconds(slug, kind).observe(wait)
             await asyncio.sleep(wait)
         return await self._call(slug, request, read)
 

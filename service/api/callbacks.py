@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from redis import RedisError
 from starlette.types import Receive, Scope, Send
 
-from service import logs
+from service import logs, metrics
 from service.deployment import Deployment
 from service.jobs.tokens import SHARED, redact
 from service.jobs.tracker import CommitFailed, Recorded
@@ -47,6 +47,17 @@ _TOO_LARGE: Final = _problem(413, "the callback is larger than this service take
 _UNAVAILABLE: Final = _problem(503, "the callback was not kept; send it again", (b"retry-after", b"5"))
 
 
+#: What the counts call an answer that is not 200.
+_REFUSED: Final = {
+    400: "not_understood",
+    404: "no_such_url",
+    405: "not_post",
+    413: "too_large",
+    422: "not_understood",
+    503: "unavailable",
+}
+
+
 class Disconnected(Exception):
     """The sender went away before its body was complete."""
 
@@ -63,7 +74,7 @@ class Callbacks:
         began = time.perf_counter()
         slug, _, token = scope["path"][len(PREFIX) :].partition("/")
         subject = self._tokens.verify(slug, token)  # before anything else is looked at: every wrong URL takes as long
-        line: dict[str, object] = {"vendor": slug if slug in VENDORS else None, "job_id": None}
+        line: dict[str, Any] = {"vendor": slug if slug in VENDORS else None, "job_id": None}
         if subject is None or slug not in VENDORS:
             answer = _NOT_FOUND  # and the body is never read
         else:
@@ -77,15 +88,20 @@ class Callbacks:
                 else:
                     answer = _NOT_POST
             except Disconnected:
+                metrics.callbacks(slug, "cut_short").inc()
                 _log.info("callback cut short", **line)
                 return
         await _reply(send, answer)
         level = _log.info if answer.status == 200 else _log.warning
-        level("callback", http_status=answer.status, ms=round((time.perf_counter() - began) * 1000, 1), **line)
+        seconds = time.perf_counter() - began
+        metrics.callbacks(line["vendor"] or "unknown", _REFUSED.get(answer.status) or line["outcome"]).inc()
+        if answer.status == 200:
+            metrics.ack_seconds.observe(seconds)
+        if problem := line.get("problem"):
+            metrics.quarantined(slug, problem).inc()
+        level("callback", http_status=answer.status, ms=round(seconds * 1000, 1), **line)
 
-    async def _take(
-        self, slug: str, subject: str, receive: Receive, line: dict[str, object], *, packed: bool
-    ) -> _Answer:
+    async def _take(self, slug: str, subject: str, receive: Receive, line: dict[str, Any], *, packed: bool) -> _Answer:
         body = await _read(receive, self._limit)
         if body is None:
             seen, body = unreadable(Source.CALLBACK, Problem.TOO_LARGE, f"larger than {self._limit} bytes"), b""

@@ -7,12 +7,14 @@ Writes that change a job go through `commit.lua` alone, by way of tracker.py. Al
     polls:{vendor}, deadlines zsets of ids by due time · tasks the same of RQ job ids · turns:{vendor} the same by turn
     vendor:{vendor}[:submit] hash · calls:{vendor}:{kind} list · costs:{day} hash of sums, cost_days set
     raw:{id} hash of payloads · quarantine zset and quarantine:{id} hashes · stream · lease:{…}, token:{vendor} strings
+    metrics, metrics:{hour} hashes of sums · processes zset by ms of the last sign of life · counted:{process} string
     channels events, events:{id}
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final, cast
 
 import msgspec
@@ -102,6 +104,9 @@ class Store:
         self._held: AsyncScript = redis.register_script(script_text("held", settings))
         self._sweep: AsyncScript = redis.register_script(script_text("sweep", settings))
         self._retire: AsyncScript = redis.register_script(script_text("retire", settings))
+        self._counts: AsyncScript = redis.register_script(script_text("counts", settings))
+        self._gauges: AsyncScript = redis.register_script(script_text("gauges", settings))
+        self._vendors = tuple(settings.accounts)
 
     def key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
@@ -318,6 +323,26 @@ class Store:
     async def drop_token(self, vendor: str, token: str) -> None:
         """Forget a token that the vendor refused, unless another process has replaced it already."""
         await self._held(args=["drop", self.key("token", vendor), token])
+
+    # -- metrics ---------------------------------------------------------------------------------------
+
+    async def add_counts(self, process: str, number: int, counts: Mapping[str, float]) -> None:
+        """Add to the sums what a process has counted: sample → amount. The same number again adds nothing."""
+        await self._counts(args=[process, number, *(part for count in counts.items() for part in count)])
+
+    async def counts(self, hour: str | None = None) -> dict[str, float]:
+        """The sums of all time, or of an hour (UTC, as 2026-07-01T08) of the last eight days."""
+        found = cast("dict[bytes, bytes]", await self.redis.hgetall(self.key("metrics", *([hour] if hour else []))))
+        return {sample.decode(): float(amount) for sample, amount in found.items()}
+
+    async def gauges(self) -> dict[str, float]:
+        """How things stand now, by sample."""
+        told: list[bytes] = await self._gauges(args=self._vendors)
+        memory = await self.redis.info("memory")
+        found = {name.decode(): float(value) for name, value in zip(told[::2], told[1::2], strict=True)}
+        found["callsheet_redis_memory_bytes"] = memory["used_memory"]
+        found["callsheet_redis_memory_limit_bytes"] = memory.get("maxmemory", 0)
+        return found
 
     # -- leases --------------------------------------------------------------------------------------
 

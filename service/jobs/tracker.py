@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final, Required, TypedDict, Unpack
 
 import msgspec
@@ -17,6 +18,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
+from service import metrics
 from service.jobs import rules
 from service.jobs.scripts import Ask, Commit, Idempotency, Letter, Line, pack_body, script_text
 from service.jobs.tokens import redact, redact_whole
@@ -42,6 +44,14 @@ class CommitFailed(Exception):
     """Redis refused one fact and took the others."""
 
 
+class Ended(msgspec.Struct, frozen=True):
+    """What a fact has ended its job with; a fact that was parked may have, when its job was registered."""
+
+    status: str
+    source: str
+    seconds: float  #: since the vendor had the job
+
+
 class Recorded(msgspec.Struct, frozen=True):
     """What became of a fact.
 
@@ -53,6 +63,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
     outcome: str
     job_id: str  #: empty for `parked` and for `quarantined` without a job
+    ended: Ended | None = None
 
 
 class Circumstances(TypedDict, total=False):
@@ -111,12 +122,12 @@ class Tracker:
                 recording it again is harmless.
             CommitFailed: Redis refused this fact alone.
         """
-        return await self._batch.commit(self._fact(observation, how))
+        return _counted(await self._batch.commit(self._fact(observation, how)), how["vendor"], observation)
 
     def record_now(self, redis: SyncRedis, observation: Observation, **how: Unpack[How]) -> Recorded:
         """`record` for callers without an event loop. `redis` answers in bytes."""
         answers = redis.register_script(self._text)(args=[self._fact(observation, how)])
-        return _recorded(answers[0])
+        return _counted(_recorded(answers[0]), how["vendor"], observation)
 
     async def drain(self) -> None:
         """Wait for what has been sent; whoever asked for it may have gone away."""
@@ -183,7 +194,20 @@ def _recorded(answer: list[bytes]) -> Recorded:
     outcome, subject = answer[0].decode(), answer[1].decode()
     if outcome == "error":
         raise CommitFailed(subject)
-    return Recorded(outcome, subject)
+    if len(answer) == 2:
+        return Recorded(outcome, subject)
+    status, source, ms = answer[2:]
+    return Recorded(outcome, subject, Ended(status.decode(), source.decode(), int(ms) / 1000))
+
+
+def _counted(recorded: Recorded, vendor: str, seen: Observation) -> Recorded:
+    if ended := recorded.ended:
+        metrics.verdicts(vendor, ended.status, ended.source).inc()
+        metrics.job_seconds(vendor, ended.source).observe(ended.seconds)
+        if seen.completed_at and seen.source == ended.source:
+            late = datetime.now(UTC) - seen.completed_at
+            metrics.recovery_seconds(vendor, ended.source).observe(max(0.0, late.total_seconds()))
+    return recorded
 
 
 class _Batch:

@@ -1,9 +1,10 @@
 #!lua
 -- The door's inside: applies facts to jobs. Each ARGV is one fact (scripts.Commit, msgpack); each is committed whole:
 -- state, timeline, stream entry, pub/sub message, indexes, due times and the RQ job, or nothing.
--- Answers one {outcome, job id} a fact, in order. A fact that cannot be applied answers {'error', reason} and harms no other.
+-- Answers one {outcome, job id} a fact, in order; where it has ended the job, with what (see `ended`). A fact that cannot be applied answers {'error', reason} and harms no other.
 
 local commit -- parked facts are committed by the fact that registers their job
+local ended -- what a fact has ended a job with: status, source, ms since the vendor had it. A parked one may, for the one that it waited for
 
 local function index(job) -- each job stands in exactly one index
   return key('jobs', unquote(job.vendor), unquote(job.status), unquote(job.archive or '"none"'))
@@ -437,7 +438,7 @@ commit = function(fact, packed)
   if fact.vendor_job_id and known and known ~= fact.told.vendor_job_id and not fact.problem then
     return {'other_job', id}
   end
-  local linked = false
+  local linked, since = false, tonumber(job._since)
   if not fact.problem or fact.witness == 'told' or fact.source == 'submit' then -- what is not understood may name the job
     linked = link(job, id, fact)
     if linked == nil and not fact.problem then
@@ -452,6 +453,10 @@ commit = function(fact, packed)
   end
   local of_step = about_step(job, fact)
   local decision = decide(job, id, fact, fact.told)
+  local status = unquote(job.status)
+  if status ~= before and (is_verdict(status) or status == 'expired') then
+    ended = {status, fact.source, string.format('%d', NOW - since)}
+  end
   if fact.task then reschedule(job, id, fact) end
   if fact.sent and decision == 'apply' then
     job._sent, job._sent_at = fact.sent, string.format('%d', NOW)
@@ -466,7 +471,9 @@ end
 
 local answers = {}
 for i, packed in ipairs(ARGV) do
+  ended = nil
   local fine, answer = pcall(function() return commit(cmsgpack.unpack(packed), packed) end)
   answers[i] = fine and answer or {'error', type(answer) == 'table' and answer.err or tostring(answer)}
+  for _, word in ipairs(fine and ended or {}) do answers[i][#answers[i] + 1] = word end
 end
 return answers

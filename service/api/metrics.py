@@ -1,0 +1,26 @@
+"""`GET /metrics`: the sums of what all processes count, and how things stand, for Prometheus."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from service.api.auth import BearerKeys
+from service.deployment import Deployment
+from service.metrics import exposition
+
+_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def routes(deployment: Deployment) -> list[Route]:
+    store = deployment.store
+
+    async def metrics(_request: Request) -> Response:
+        return Response(exposition(await store.counts(), await store.gauges()), media_type=_TEXT)
+
+    keys = Middleware(BearerKeys, api_keys=deployment.settings.api_keys)
+    return [Route("/metrics", metrics, methods=["GET"], middleware=[keys])]
