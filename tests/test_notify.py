@@ -492,6 +492,20 @@ async def test_a_killed_worker_s_events_are_sent_by_another(
     assert len(post.hooks.got["/a"]) == 5
 
 
+async def test_a_run_that_died_with_all_of_it_sent_is_not_waited_for(post: Post, settings: Settings) -> None:
+    endpoint = await post.endpoint()
+    await post.job("job.submitted")
+    claim = await post.endpoints.claim(endpoint.id, "one that dies", notify.LEASE_MS, 8, hold=False)
+    assert claim
+    await post.endpoints.drop(endpoint.id, claim.waiting[0])
+    await post.redis.delete(f"rq:queue:{settings.queue(tasks.NOTIFY)}")  # it had taken its task from there
+    await post.time_passes(endpoint, notify.LEASE_MS)
+    assert await post.deployment.store.sweep(100) == 0
+    await post.job("job.submitted")
+    async with working(settings):
+        await post.nothing_waits(endpoint)
+
+
 async def test_a_run_that_has_lost_its_lease_changes_nothing(post: Post) -> None:
     gate = asyncio.Event()
     endpoint = await post.endpoint(answer=in_turn(gated(gate, always(500)), always(204)))

@@ -25,6 +25,7 @@ for _, rq_id in ipairs(redis.call('ZRANGE', key('tasks'), '-inf', NOW, 'BYSCORE'
   local name, id = rq_id:match('^(%l+)%-(.+)$')
   if not (TASKS[name] and needed(name, id)) then
     redis.call('ZREM', key('tasks'), rq_id)
+    if name == 'notify' then redis.call('HDEL', key('state', id), 'busy', 'run', 'until') end -- whoever had it has died, all sent
   else
     local queue = 'rq:queue:' .. TASKS[name].queue
     local since, state = unpack(redis.call('HMGET', 'rq:job:' .. rq_id, 'enqueued_at', 'status'))
