@@ -305,6 +305,31 @@ async def test_a_dead_endpoint_is_left_alone_and_tried_by_one_event(at_work: Pos
     assert {job_id for job_id, _ in at_work.hooks.delivered("/a")} == set(jobs)
 
 
+async def test_what_the_filter_holds_back_is_no_trial(at_work: Post) -> None:
+    endpoint = await at_work.endpoint(answer=in_turn(always(429, retry_after="60"), always(204)), metadata={"shop": 1})
+    first = await at_work.job("job.submitted", metadata={"shop": 1})
+    await eventually_async(lambda: tried(at_work, endpoint, 1), "the first try")
+    for _ in range(10):
+        await at_work.job("job.submitted", metadata={"shop": 2})
+    last = await at_work.job("job.submitted", metadata={"shop": 1})
+    await at_work.idle(endpoint)
+    await at_work.time_passes(endpoint, 70_000)
+    await at_work.nothing_waits(endpoint)
+    assert {job_id for job_id, _ in at_work.hooks.delivered("/a")} == {first, last}
+
+
+@pytest.mark.parametrize("word", ["test", "change"])
+async def test_an_operator_s_word_ends_a_pause(at_work: Post, word: str) -> None:
+    endpoint = await at_work.endpoint(answer=in_turn(always(429, retry_after="3600"), always(204)))
+    await at_work.job("job.submitted")
+    await eventually_async(lambda: tried(at_work, endpoint, 1), "the first try")
+    await at_work.idle(endpoint)
+    waits = await at_work.job("job.submitted")
+    await (at_work.endpoints.test(endpoint.id) if word == "test" else at_work.endpoints.change(endpoint.id, types=DONE))
+    await eventually_async(lambda: tried(at_work, endpoint, 2 + (word == "test")), "what waited")
+    assert waits in {attempt.job_id for attempt in await at_work.attempts(endpoint) if attempt.status == 204}
+
+
 async def test_an_endpoint_that_is_gone_is_disabled_with_notice(
     at_work: Post, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ elseif what == 'release' then
   if redis.call('HGET', state, 'run') == ARGV[3] then redis.call('HDEL', state, 'run', 'until') end
 elseif what == 'drop' then
   if held(ARGV[3], ARGV[4]) then finish(ARGV[3]) end
+  if redis.call('HGET', state, 'retry_at') == ARGV[4] then redis.call('HSET', state, 'retry_at', NOW) end -- it was no trial
 elseif what == 'sent' or what == 'failed' then
   local member, lease, attempt = ARGV[3], ARGV[4], ARGV[5]
   if redis.call('HEXISTS', endpoints, endpoint) == 0 then return 0 end
@@ -95,7 +96,8 @@ elseif what == 'sent' or what == 'failed' then
     redis.call('HSET', state, 'paused', NOW, 'retry_at', NOW + wait)
   end
   return NOW - redis.call('HGET', state, 'since')
-elseif what == 'add' then
+elseif what == 'add' then -- somebody asks for it: an endpoint that is left alone is tried all the same
+  redis.call('HDEL', state, 'retry_at')
   for i = 3, #ARGV do deliver(endpoint, ARGV[i]) end
 elseif what == 'put' then
   local row, before, route, event = unpack(ARGV, 3)
@@ -107,6 +109,7 @@ elseif what == 'put' then
   else
     redis.call('HSET', routes, endpoint, route)
     redis.call('HDEL', state, 'failures', 'since', 'retry_at', 'pauses', 'paused') -- a fresh chance
+    if redis.call('ZCARD', due) > 0 then redis.call('ZADD', key('tasks'), NOW, task) end
   end
   if event ~= '' then
     redis.call('XADD', key('stream'), 'MAXLEN', '~', STREAM_LENGTH, '*', 'event', event)
