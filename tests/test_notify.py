@@ -345,6 +345,19 @@ async def test_an_endpoint_that_is_gone_is_disabled_with_notice(
     assert len(at_work.hooks.got["/a"]) == 1
 
 
+async def test_an_address_that_is_gone_but_no_longer_used_loses_nothing(at_work: Post) -> None:
+    gate = asyncio.Event()
+    endpoint = await at_work.endpoint(answer=gated(gate, always(410)))
+    job_id = await at_work.job("job.submitted")
+    await eventually_async(lambda: came(at_work, 1), "the event")
+    await at_work.endpoints.change(endpoint.id, url=at_work.hooks.at("/b"))
+    gate.set()
+    await at_work.idle(endpoint)
+    await at_work.time_passes(endpoint, 10_000)
+    await at_work.nothing_waits(endpoint)
+    assert at_work.hooks.delivered("/b") == [(job_id, "job.submitted")]
+
+
 async def disabled(post: Post, endpoint: Endpoint) -> Endpoint | None:
     found = await post.endpoints.get(endpoint.id)
     return found if found and not found.enabled else None

@@ -91,7 +91,7 @@ class Notifier:
         status, answer, wait = await self._post(endpoint.url, payload, headers)
         delivered, left = status is not None and 200 <= status < 300, tasks.DELIVERY_RETRIES[waiting.tries :]
         again = None
-        if not delivered and status != 410 and left:
+        if not delivered and left:
             again = int(1000 * max(wait, left[0] * random.uniform(0.8, 1.2)))  # noqa: S311  jitter
         attempt = Attempt(
             delivery_id=delivery_id(endpoint.id, waiting.member),
@@ -102,7 +102,7 @@ class Notifier:
             number=waiting.tries + 1,
             status=status,
             ms=int((time.monotonic() - began) * 1000),
-            outcome="delivered" if delivered else "given up" if again is None else "again",
+            outcome="delivered" if delivered else "given up" if again is None or status == 410 else "again",
             answer=redact(answer).decode(errors="replace"),
         )
         metrics.deliveries(attempt.outcome.replace(" ", "_")).inc()
