@@ -19,7 +19,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from service.deployment import Deployment, opened
 from service.jobs import tasks
-from service.jobs.endpoints import DISABLED, OVERLAP_MS, TEST, Endpoints
+from service.jobs.endpoints import DISABLED, OVERLAP_MS, TEST, Endpoints, says
 from service.jobs.scripts import PAUSE_AFTER
 from service.model import Archive, Attempt, Endpoint, Observation, Output, Source, Status, new_id
 from service.settings import Settings
@@ -202,6 +202,26 @@ async def test_filters_let_through_what_they_name(at_work: Post) -> None:
         "/both": {(marked, "job.stored")},
     }
     assert {path: set(at_work.hooks.delivered(path)) for path in filters} == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "metadata", "through"),
+    [
+        ({}, {}, True),
+        ({"a": 1}, {"a": 1.0, "b": 2}, True),
+        ({"a": 1}, {"a": True}, False),
+        ({"a": False}, {"a": 0}, False),
+        ({"a": None}, {"a": None}, True),
+        ({"a": None}, {}, False),
+        ({"a": {"b": [1, {"c": True}]}}, {"a": {"b": [1, {"c": True}]}}, True),
+        ({"a": {"b": [1, {"c": True}]}}, {"a": {"b": [1, {"c": 1}]}}, False),
+        ({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}, False),
+        ({"a": [1]}, {"a": [1, 2]}, False),
+        ({"a": "1"}, {"a": 1}, False),
+    ],
+)
+def test_metadata_is_compared_as_json(wanted: dict[str, object], metadata: dict[str, object], through: bool) -> None:
+    assert says(metadata, wanted) is through
 
 
 async def test_an_endpoint_hears_of_what_happens_from_then_on(at_work: Post) -> None:
@@ -449,10 +469,11 @@ TOKEN: Final = f"shared.{'x' * 43}"
     [
         (always(302, location="/b"), 302, ""),
         (always(400, f"no such thing as {TOKEN}"), 400, "no such thing as shared.***"),
+        (always(401, f"not signed with whsec_{'+a/Z' * 11}=!"), 401, "not signed with whsec_***!"),
         (always(500, "é" * 4000), 500, "é" * 512),
         (always(204, seconds=3), None, "TimeoutError: no answer in time"),
     ],
-    ids=["redirect", "refusal", "long", "slow"],
+    ids=["redirect", "refusal", "secret", "long", "slow"],
 )
 async def test_what_came_back_is_kept_and_no_secret_of_it(
     post: Post, settings: Settings, monkeypatch: pytest.MonkeyPatch, answer: Answer, status: int | None, told: str

@@ -84,7 +84,16 @@ def parse_delivery_id(text: str) -> tuple[str, str] | None:
 
 def says(metadata: dict[str, Any], wanted: dict[str, object]) -> bool:
     """Whether a job's metadata has what an endpoint asks for."""
-    return all(name in metadata and metadata[name] == value for name, value in wanted.items())
+    return all(name in metadata and _same(metadata[name], value) for name, value in wanted.items())
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two JSON values are equal; to Python, true is 1."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and says(one, other)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 class Endpoints:

@@ -11,8 +11,10 @@ from typing import Final
 SHARED: Final = "shared"  #: stands in for the job's id in the one URL that a vendor's own dashboard takes
 
 #: Whatever looks like a token's MAC, wherever it turns up: vendors echo the request, and with it our callback URL. A
-#: garbled body may end in the middle of one.
-_MAC: Final = re.compile(rb"(job_[0-9a-v]{24}\.|shared\.(?=[A-Za-z0-9_-]{16}))[A-Za-z0-9_-]{1,43}")
+#: garbled body may end in the middle of one. Subscribers, where a signature is wrong to them, tell what it was made with.
+_MAC: Final = re.compile(
+    rb"(job_[0-9a-v]{24}\.|shared\.(?=[A-Za-z0-9_-]{16}))[A-Za-z0-9_-]{1,43}|(whsec_)[A-Za-z0-9+/=]{1,88}"
+)
 #: Characters of a token that are looked at; the longest that we make has 72.
 _LOOKED_AT: Final = 128
 #: So much of one that the rest might be guessed, for what has to stay as it was said: file names may look a little like
@@ -54,8 +56,8 @@ def _sign(keyed: hmac.HMAC, vendor: str, subject: str) -> str:
 
 
 def redact(raw: bytes) -> bytes:
-    """Evidence or a log line with the MAC of every callback token in it, or a part of one, blanked out."""
-    return _MAC.sub(rb"\1***", raw)
+    """Evidence or a log line with the MAC of every callback token in it, or a part of one, and secrets blanked out."""
+    return _MAC.sub(rb"\1\2***", raw)
 
 
 def redact_whole(said: bytes) -> bytes:
