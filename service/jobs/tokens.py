@@ -57,9 +57,14 @@ def _sign(keyed: hmac.HMAC, vendor: str, subject: str) -> str:
 
 def redact(raw: bytes) -> bytes:
     """Evidence or a log line with the MAC of every callback token in it, or a part of one, and secrets blanked out."""
-    return _MAC.sub(rb"\1\2***", raw)
+    return _MAC.sub(rb"\1\2***", raw) if _may_hold_a_secret(raw) else raw
 
 
 def redact_whole(said: bytes) -> bytes:
     """What somebody said about a job, with every callback token in it, or most of one, blanked out."""
-    return _MOST_OF_A_MAC.sub(rb"\1\2***", said)
+    return _MOST_OF_A_MAC.sub(rb"\1\2***", said) if _may_hold_a_secret(said) else said
+
+
+def _may_hold_a_secret(raw: bytes) -> bool:
+    """A search for the words that tokens and secrets begin with costs a tenth of the patterns."""
+    return b"job_" in raw or b"shared." in raw or b"whsec_" in raw

@@ -268,7 +268,7 @@ def _job(source: Source, body: dict[str, object]) -> Observation:
             duration_seconds=amount(result.get("videoDuration")) or amount(task.get("videoDuration")),
             execution_time_ms=amount(task.get("costTime")),
         ),
-        error=failure(code, words),
+        error=failure(status, code, words),
         submitted_at=moment(task.get("createTime")),
         completed_at=moment(task.get("completeTime")),
     )

@@ -290,9 +290,10 @@ def _job(source: Source, body: dict[str, object]) -> Observation:
     video = task_in(body)  # at times the callback is the bare `data`
     wrong = _wrong(body)
     videos = outputs(video.get("video_url"))
+    status = word(video.get("status"), VIDEO_LIP_SYNC)
     seen = Observation(
         source=source,
-        status=word(video.get("status"), VIDEO_LIP_SYNC),
+        status=status,
         vendor_job_id=text(video.get("id")),
         progress=percent(video.get("progress")),
         outputs=videos,
@@ -300,7 +301,7 @@ def _job(source: Source, body: dict[str, object]) -> Observation:
         result=known(
             duration_seconds=amount(video.get("duration"), per=1000), preview_url=media_url(video.get("preview_url"))
         ),
-        error=failure(wrong.get("code"), text(video.get("msg")) or wrong.get("msg")),
+        error=failure(status, wrong.get("code"), text(video.get("msg")) or wrong.get("msg")),
         submitted_at=moment(video.get("create_time")),
     )
     return settled(seen, video.get("status"), made=videos, trouble=text(wrong.get("msg")))

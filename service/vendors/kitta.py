@@ -178,15 +178,16 @@ def _job(source: Source, body: dict[str, object]) -> Observation:
     charged = number(task.get("creditsCharged"))
     if charged is None:
         charged = number(task.get("credits_used"))
+    status = word(task.get("status"), STATUSES)
     seen = Observation(
         source=source,
-        status=word(task.get("status"), STATUSES),
+        status=status,
         # Never `id`: that is a database row (`row_…`), and the status path does not know it.
         vendor_job_id=text(task.get("taskId")),
         model=text(task.get("model")),
         outputs=videos,
         # A failure has a code or a message, perhaps not both.
-        error=failure(task.get("errorCode"), task.get("errorMessage")),
+        error=failure(status, task.get("errorCode"), task.get("errorMessage")),
         cost=None if charged is None else Cost(charged=charged, unit="credits"),
         submitted_at=moment(task.get("createdAt")),
         started_at=moment(task.get("startedAt")),

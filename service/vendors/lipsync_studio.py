@@ -232,14 +232,15 @@ def _job(source: Source, body: dict[str, object]) -> Observation:
     job = task_in(body)
     videos = outputs(*several(job.get("output")))
     wrong = complaint(job.get("error"))  # "" where nothing went wrong
+    status = word(job.get("status"), STATUSES)
     seen = Observation(
         source=source,
-        status=word(job.get("status"), STATUSES),
+        status=status,
         # The status path calls the same id `requestId`.
         vendor_job_id=text(job.get("id")) or text(job.get("requestId")),
         # No `model`: it is `lipsync` while processing and `lipsync-image` afterwards, whatever was submitted.
         outputs=videos,
         result=known(execution_time_ms=amount(job.get("executionTime"))),
-        error=failure(None, wrong),
+        error=failure(status, None, wrong),
     )
     return settled(seen, job.get("status"), made=videos, trouble=wrong)

@@ -51,14 +51,16 @@ def several(value: object) -> list[object]:
 
 def nested(value: object) -> dict[str, object]:
     """A JSON object that may come as an object, or as JSON inside a string; empty for anything else."""
-    return mapping(decode(value)) if isinstance(value, str) else mapping(value)
+    return mapping(decode(value) if isinstance(value, str) else value)
 
 
 def text(value: object) -> str | None:
     """A non-empty string, stripped; a number reads as its digits."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return str(value).strip() or None
+    return str(value)
 
 
 def number(value: object) -> float | None:
@@ -139,10 +141,12 @@ def unknown_status(source: Source, word: object, vendor_job_id: str | None) -> O
     return unreadable(source, Problem.UNKNOWN_STATUS, shown, vendor_job_id)
 
 
-def failure(code: object, message: object, otherwise: str = "the vendor gave no reason") -> JobError:
-    """The error of a failed job, in the vendor's words where it has any."""
+def failure(status: Status | None, code: object, message: object) -> JobError | None:
+    """The error of a failed job, in the vendor's words where it has any; None of any other."""
+    if status is not Status.FAILED:
+        return None
     words = text(message)
-    return JobError(code=text(code) or "vendor_failed", message=words or text(code) or otherwise)
+    return JobError(code=text(code) or "vendor_failed", message=words or text(code) or "the vendor gave no reason")
 
 
 def refusal(http_status: int, message: object) -> Refusal:
