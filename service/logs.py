@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -30,7 +31,7 @@ def configure(format_: str, redact: Redact) -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at") if console else _stamped,
     ]
     render = _last_step(
         structlog.dev.ConsoleRenderer(pad_event_to=28, exception_formatter=structlog.dev.plain_traceback)
@@ -61,9 +62,14 @@ def configure(format_: str, redact: Redact) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def _stamped(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event["at"] = datetime.now(UTC)  # msgspec writes it down
+    return event
+
+
 def _json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
-    head = {name: event.pop(name, None) for name in ("at", "level", "part", "event")}
-    line = head | dict(event)
+    line = {name: event.pop(name, None) for name in ("at", "level", "part", "event")}
+    line |= event
     try:
         return msgspec.json.encode(line, enc_hook=repr)
     except (
@@ -78,6 +84,8 @@ def _plain(value: object, depth: int = 0) -> object:
     """`value` as something that JSON can always say."""
     if isinstance(value, dict) and depth < 4:
         return {str(_plain(key)): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, datetime):
+        return value.isoformat()
     if isinstance(value, list | tuple) and depth < 4:
         return [_plain(item, depth + 1) for item in value]
     if isinstance(value, str):
