@@ -271,12 +271,36 @@ async def test_a_list_is_read_as_far_as_the_due_jobs_are_on_it(poller: Poller, d
     for _ in range(VENDORS["kitta"].LIST_PAGE):
         sandbox.submit("kitta")
     new = [desk.track("kitta", sandbox.submit("kitta")) for _ in range(2)]
-    desk.redis.zadd(desk.key("polls", "kitta"), dict.fromkeys(new, 0))
+    due = dict.fromkeys(new, 0) | dict.fromkeys(old, desk.now_ms() + 10**6)
+    desk.redis.zadd(desk.key("polls", "kitta"), due)
     await poller.look_after("kitta")
     assert sandbox.calls("kitta") == {"list": 1}
     await look(poller, desk, "kitta")
     assert sandbox.calls("kitta") == {"list": 1 + 2}
     assert {desk.job(job_id).status for job_id in old + new} == {Status.SUCCEEDED}
+
+
+async def test_no_more_pages_are_read_than_jobs_would_have_to_be_asked_for(
+    poller: Poller, desk: Desk, sandbox: Sandbox
+) -> None:
+    sandbox.order("kitta", "seconds:0")
+    old = [desk.track("kitta", sandbox.submit("kitta")) for _ in range(2)]
+    for _ in range(3 * VENDORS["kitta"].LIST_PAGE):
+        sandbox.submit("kitta")
+    await look(poller, desk, "kitta")
+    assert sandbox.calls("kitta") == {"list": 2, "status": 2}
+    assert {desk.job(job_id).status for job_id in old} == {Status.SUCCEEDED}
+
+
+async def test_what_is_due_soon_comes_along_in_a_list(poller: Poller, desk: Desk, sandbox: Sandbox) -> None:
+    jobs = [desk.track("kitta", sandbox.finished("kitta")) for _ in range(3)]
+    late = desk.track("kitta", sandbox.finished("kitta"))
+    for seconds, job_id in zip((-1, 0.5, 2.5, 60), (*jobs, late), strict=True):
+        desk.redis.zadd(desk.key("polls", "kitta"), {job_id: desk.now_ms() + seconds * 1000})
+    await poller.look_after("kitta")
+    assert sandbox.calls("kitta") == {"list": 1}
+    assert {desk.job(job_id).status for job_id in jobs} == {Status.SUCCEEDED}
+    assert desk.job(late).status is Status.QUEUED
 
 
 async def test_one_due_job_is_asked_for_by_itself(poller: Poller, desk: Desk, sandbox: Sandbox) -> None:
@@ -375,12 +399,13 @@ async def test_without_a_list_that_can_be_read_each_job_is_asked_for(
     assert not desk.redis.exists(desk.key("vendor", vendor))
 
 
+@pytest.mark.parametrize("fault", ["vendor_500", "vendor_garbage"])
 @pytest.mark.parametrize("vendor", SLUGS)
 async def test_a_vendor_that_has_only_errors_is_unwell(
-    poller: Poller, desk: Desk, sandbox: Sandbox, vendor: str
+    poller: Poller, desk: Desk, sandbox: Sandbox, vendor: str, fault: str
 ) -> None:
     jobs = [desk.track(vendor, sandbox.finished(vendor)) for _ in range(3)]
-    sandbox.order(vendor, "vendor_500")
+    sandbox.order(vendor, fault)
     await look(poller, desk, vendor)
     asked = sandbox.calls(vendor)["faulted"]
     assert desk.redis.exists(desk.key("vendor", vendor))
@@ -570,7 +595,7 @@ def test_a_killed_poller_s_jobs_are_taken_over(
     sandbox.clear()
     lease = desk.due_in(job_id, "polls", "lipsync_studio")
     assert lease is not None
-    assert 60 < lease <= 120
+    assert 10 < lease <= poller_module.LEASE_MS / 1000
     second = pollers.start(settings)
     other = desk.track("kitta", sandbox.finished("kitta"))
     desk.make_due("polls", "kitta")
@@ -578,6 +603,23 @@ def test_a_killed_poller_s_jobs_are_taken_over(
     assert sandbox.calls("lipsync_studio") == {"faulted": 1}  # the first one's claim still holds
     desk.make_due("polls", "lipsync_studio")
     second.wait_until(lambda: desk.job(job_id).status is Status.SUCCEEDED, "the job taken over")
+
+
+async def test_a_claim_is_held_for_as_long_as_its_poller_is_at_it(
+    poller: Poller, desk: Desk, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller_module, "LEASE_MS", 600)
+    job_id = desk.track("lipsync_studio", sandbox.finished("lipsync_studio"))
+    sandbox.order("lipsync_studio", "vendor_hangs")
+    looking = asyncio.create_task(look(poller, desk, "lipsync_studio"))
+    for _ in range(3):
+        await asyncio.to_thread(desk.make_due, "polls", "lipsync_studio")
+        await asyncio.to_thread(
+            eventually, lambda: (desk.due_in(job_id, "polls", "lipsync_studio") or 0) > 0.3, "a sign of life"
+        )
+    assert not looking.done()
+    looking.cancel()
+    await asyncio.wait([looking])
 
 
 def test_a_vendor_s_limit_holds_for_all_pollers_together(

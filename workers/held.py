@@ -6,7 +6,7 @@ A run that dies needs nobody to clean up: its lease ends by itself, and the swee
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
@@ -52,19 +52,30 @@ class Lease:
 
         So the outcome is to be recorded behind this block, and still under the lease.
         """
-        over = asyncio.Event()
 
         async def beat() -> None:
-            while True:
-                with suppress(RedisError, OSError):  # the next beat may reach it
-                    await self.store.alive(self.name, tasks.PATIENCE)
-                    await self.store.renew(self.name, self.owner, LEASE_MS)
-                if await stopped(over, LEASE_MS / 3000):
-                    return
+            await self.store.alive(self.name, tasks.PATIENCE)
+            await self.store.renew(self.name, self.owner, LEASE_MS)
 
-        heart = asyncio.create_task(beat())
-        try:
+        async with beating(beat, LEASE_MS / 3000, first=0):
             yield
-        finally:
-            over.set()  # not cancelled: a beat on its way arrives before the block ends, not after
-            await heart
+
+
+@asynccontextmanager
+async def beating(beat: Callable[[], Awaitable[None]], every: float, first: float | None = None) -> AsyncIterator[None]:
+    """Make a sign of life every so many seconds while the block lasts, the first after `first`, and none after it."""
+    over = asyncio.Event()
+
+    async def beats() -> None:
+        pause = every if first is None else first
+        while not await stopped(over, pause):
+            pause = every
+            with suppress(RedisError, OSError):  # the next beat may reach it
+                await beat()
+
+    heart = asyncio.create_task(beats())
+    try:
+        yield
+    finally:
+        over.set()  # not cancelled: a beat on its way arrives before the block ends, not after
+        await heart

@@ -21,13 +21,14 @@ from service.model import Observation, Problem, Source, Status
 from service.vendors import VENDORS
 from service.vendors.base import Refusal
 from workers import outbound
+from workers.held import beating
 from workers.stopping import stop_signal, stopped
 from workers.vendor_client import Answer, VendorClient
 
 #: Seconds between looks at what is due: how long "at once" may take.
 TICK: Final = 0.5
-#: A claimed job belongs to its poller for so long. Longer than any call to a vendor may take.
-LEASE_MS: Final = 120_000
+#: A claimed job belongs to its poller for so long after the last sign of life.
+LEASE_MS: Final = 30_000
 CLAIM: Final = 100
 IN_FLIGHT: Final = 16
 #: Seconds that calls under way have when the process stops.
@@ -43,6 +44,8 @@ ENOUGH_ERRORS: Final = 3
 
 #: Refusals that speak of the vendor or of our account with it, not of the job that was asked about.
 _ABOUT_THE_VENDOR: Final = frozenset({"rate_limited", "unauthorized", "insufficient_credit", "vendor_unreachable"})
+#: Answers that are none.
+_GARBAGE: Final = frozenset({Problem.BAD_JSON, Problem.BAD_SHAPE, Problem.TOO_LARGE})
 
 #: Does some of what is due, and says whether there may be more.
 Turn = Callable[[], Awaitable[bool]]
@@ -88,21 +91,33 @@ class Poller:
 
     async def look_after(self, slug: str) -> bool:
         """Ask a vendor about those of its jobs that are due. Whether there may be more of them."""
-        claims = await self._store.claim_polls(slug, LEASE_MS, CLAIM)
+        listed = VENDORS[slug].LIST_PAGE > 0
+        # One page tells of many: those that are due soon come along.
+        early_ms = int(VENDORS[slug].RHYTHM.every * 1000) if listed else 0
+        claims = await self._store.claim_polls(slug, LEASE_MS, CLAIM, early_ms)
         if not claims:
             return False
         left = {claim.vendor_job_id: claim for claim in claims}
+
+        async def hold() -> None:
+            until = await self._store.now_ms() + LEASE_MS
+            await self._store.poll_again(slug, [claim.job_id for claim in left.values()], until)
+
         fine = True
-        if VENDORS[slug].LIST_PAGE and len(claims) >= LIST_FROM:
-            fine = await self._look_at_list(slug, left)
-        if fine and left:
-            fine = await self._look_at_each(slug, left)
+        async with beating(hold, LEASE_MS / 3000):
+            if listed and len(claims) >= LIST_FROM:
+                fine = await self._look_at_list(slug, left)
+            if fine and left:
+                fine = await self._look_at_each(slug, left)
         if fine:
             await self._store.vendor_well(slug)
         return fine and len(claims) == CLAIM
 
     async def _look_at_list(self, slug: str, left: dict[str, Claim]) -> bool:
-        """Take what the list call tells about the due jobs out of `left`. False: the vendor is unwell."""
+        """Take what the list call tells about the due jobs out of `left`. False: the vendor is unwell.
+
+        Pages are read as long as there are fewer of them than of jobs that would have to be asked for.
+        """
         for page_number in range(MAX_PAGES):
             answer = await self._vendors.list_page(slug, page_number)
             page = answer.reading
@@ -117,15 +132,15 @@ class Poller:
                 if claim and seen.problem is None and seen.status is not Status.FAILED:
                     del left[claim.vendor_job_id]
                     await self._record(slug, claim, seen, b"")
-            if not left or not page.more:
+            if len(left) <= page_number + 1 or not page.more:
                 break
         return True
 
     async def _look_at_each(self, slug: str, left: dict[str, Claim]) -> bool:
         """Ask for each job in `left`, some at a time. False: the vendor is unwell.
 
-        An error of the vendor's own may be about the one job that was asked for: that job keeps to its rhythm, and the
-        vendor counts as unwell only where errors are all that it has.
+        An error of the vendor's own, or garbage, may be about the one job that was asked for: that job keeps to its
+        rhythm, and the vendor counts as unwell only where that is all that it has.
         """
         turns = asyncio.Semaphore(IN_FLIGHT)
         trial = any(claim.trial for claim in left.values())
@@ -139,14 +154,14 @@ class Poller:
                 if unwell or (len(errors) >= ENOUGH_ERRORS and not answered):
                     return
                 answer = await self._vendors.status(slug, claim.vendor_job_id)
-                code = answer.reading.code if isinstance(answer.reading, Refusal) else ""
+                code = answer.reading.code if isinstance(answer.reading, Refusal) else answer.reading.problem or ""
                 if code in _ABOUT_THE_VENDOR:
                     first, unwell = not unwell, True  # what fails at the same time is one failure
                     if first:
                         await self._refused(slug, answer.reading, answer.retry_after, left)
                     return
-                del left[claim.vendor_job_id]
-                if code == "vendor_error":
+                left.pop(claim.vendor_job_id, None)
+                if code == "vendor_error" or code in _GARBAGE:
                     errors.append(answer)
                 else:
                     answered = True
@@ -181,10 +196,13 @@ class Poller:
         """The vendor is unwell: leave it alone for a while, and look at the claimed jobs when it is tried again."""
         wait = await self._store.vendor_unwell(slug, int(retry_after * 1000))
         at = await self._store.now_ms() + int(wait * 1000)
-        await self._store.poll_again(slug, [claim.job_id for claim in left.values()], at)
-        code, detail = (answer.code, answer.message[:200]) if isinstance(answer, Refusal) else ("vendor_error", "")
+        jobs = [claim.job_id for claim in left.values()]
+        left.clear()  # nobody holds them any longer
+        await self._store.poll_again(slug, jobs, at)
+        code, detail = (answer.code, answer.message) if isinstance(answer, Refusal) else (answer.problem, answer.detail)
+        detail = (detail or "")[:200]
         metrics.polls(slug, code).inc()
-        _log.warning("vendor unwell", vendor=slug, code=code, detail=detail, retry_in=wait, jobs=len(left))
+        _log.warning("vendor unwell", vendor=slug, code=code, detail=detail, retry_in=wait, jobs=len(jobs))
         return False
 
     # -- what is due without any vendor ------------------------------------------------------------------

@@ -250,8 +250,11 @@ class Store:
 
     # -- what is due -------------------------------------------------------------------------------
 
-    async def claim_polls(self, vendor: str, lease_ms: int, limit: int) -> list[Claim]:
-        rows: list[tuple[bytes, bytes | None, int]] = await self._claim(args=["polls", vendor, lease_ms, limit])
+    async def claim_polls(self, vendor: str, lease_ms: int, limit: int, early_ms: int = 0) -> list[Claim]:
+        """Take what is due; and where anything is, what will be within `early_ms` too."""
+        rows: list[tuple[bytes, bytes | None, int]] = await self._claim(
+            args=["polls", vendor, lease_ms, limit, early_ms]
+        )
         return [
             Claim(id_.decode(), msgspec.json.decode(known, type=str), bool(trial))
             for id_, known, trial in rows
