@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, cast
 
 import pytest
 
 from service.deployment import Deployment, opened
+from service.jobs import scripts
+from service.jobs.scripts import PARKED_SECONDS
 from service.model import Archive, Observation, Output, Problem, Source, Status, first_id, new_id
 from service.settings import SettingsError, load
 from service.vendors import VENDORS
@@ -133,6 +135,66 @@ async def test_letters_are_forgotten_with_the_payloads(deployment: Deployment) -
     left, _ = await store.quarantined(10)
     assert [row["id"].decode() for row in left] == [letters[b"new"]]
     assert not await redis.exists(store.key("quarantine", letters[b"old"]))
+
+
+@pytest.fixture
+async def small(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Deployment]:
+    """A deployment in which strangers fill what they can fill by a few callbacks."""
+    monkeypatch.setattr(scripts, "KEPT_BYTES", 20_000)
+    async with opened(settings(redis_url)) as made:
+        yield made
+
+
+async def kept(deployment: Deployment, kind: str) -> tuple[list[str], dict[str, int]]:
+    """What is kept of a kind, oldest first, and the bytes that it is believed to take; '' for all."""
+    found = cast("list[bytes]", await deployment.redis.zrange(deployment.store.key(kind), 0, -1))
+    sizes = cast("dict[bytes, bytes]", await deployment.redis.hgetall(deployment.store.key("kept", kind)))
+    return [name.decode() for name in found], {name.decode(): int(size) for name, size in sizes.items()}
+
+
+async def test_letters_have_a_limit_in_all_and_the_oldest_makes_room(
+    small: Deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = Observation(source=Source.CALLBACK, problem=Problem.BAD_JSON)
+    for number in range(40):
+        await small.tracker.record(odd, vendor=VENDOR, quarantine=("shared", b"%d" % number))
+    names, sizes = await kept(small, "quarantine")
+    assert 10 < len(names) < 20
+    assert sizes.pop("") == sum(sizes.values()) <= 20_000
+    assert (await small.store.letter(names[-1]) or {})["body"] == b"39"
+    assert len(await small.redis.keys(small.store.key("quarantine", "*"))) == len(names) == len(sizes)
+    await small.store.release(names[0])
+    assert (await kept(small, "quarantine"))[0] == names[1:]
+    await retire(small)
+    assert f"quarantine={40 - len(names)}" in capsys.readouterr().out
+    await retire(small)
+    assert "crowd" not in capsys.readouterr().out
+
+
+async def test_parked_facts_have_a_limit_in_all_and_the_oldest_make_room(small: Deployment) -> None:
+    for number in range(60):
+        seen = Observation(source=Source.CALLBACK, status=Status.PROCESSING, vendor_job_id=f"v-{number % 30}")
+        assert (await small.tracker.record(seen, vendor=VENDOR, raw=b"x" * 200)).outcome == "parked"
+    names, sizes = await kept(small, "parked")
+    assert names[-1] == f"{VENDOR}:v-29"
+    assert 3 < len(names) < 20
+    assert sizes.pop("") == sum(sizes.values()) <= 20_000
+    assert len(await small.redis.keys(small.store.key("parked", "*"))) == len(names)
+    assert await small.store.crowded_out() == {"parked": 60 - len(names)}
+
+    job_id = new_id("job", await small.store.now_ms())
+    first = Observation(source=Source.SUBMIT, status=Status.QUEUED, vendor_job_id="v-29")
+    await small.tracker.record(first, vendor=VENDOR, job_id=job_id, create=True)
+    job = await small.store.job(job_id)
+    assert job is not None
+    assert job.status is Status.PROCESSING
+    assert (await kept(small, "parked"))[0] == names[:-1]
+
+    old = await small.store.now_ms() - (PARKED_SECONDS + 60) * 1000
+    await small.redis.zadd(small.store.key("parked"), dict.fromkeys(names[:-1], old))
+    await retire(small)
+    assert await kept(small, "parked") == ([], {"": 0})
+    assert await small.redis.keys(small.store.key("parked", "*")) == []
 
 
 def test_a_first_id_parts_the_ids_by_time() -> None:

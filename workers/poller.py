@@ -234,6 +234,8 @@ class Poller:
         gone = await self._store.retire(now - jobs * day, now - raw * day, CLAIM)
         if gone:
             _log.info("retired", jobs_and_letters=gone)
+        if crowded_out := await self._store.crowded_out():
+            _log.warning("callbacks crowd each other out: the oldest were dropped", **crowded_out)
         return gone == CLAIM
 
     async def watch(self) -> bool:

@@ -27,6 +27,8 @@ PAUSE_AFTER: Final = 5
 TIMELINE_LENGTH: Final = 200
 PARKED_LENGTH: Final = 50
 PARKED_SECONDS: Final = 7 * 86_400
+#: Bytes of letters in quarantine, and as many of parked facts. One callback may be a letter of 22 MB.
+KEPT_BYTES: Final = 64 * 2**20
 IDEMPOTENCY_SECONDS: Final = 86_400
 #: While one job tries whether a vendor takes submissions again, the others wait so long.
 TRIAL_MS: Final = 5_000
@@ -132,6 +134,7 @@ def script_text(name: str, settings: Settings) -> str:
         "TIMELINE_LENGTH": TIMELINE_LENGTH,
         "PARKED_LENGTH": PARKED_LENGTH,
         "PARKED_SECONDS": PARKED_SECONDS,
+        "KEPT_BYTES": KEPT_BYTES,
         "IDEMPOTENCY_SECONDS": IDEMPOTENCY_SECONDS,
         "RAW_SECONDS": settings.raw_retention_days * 86_400,
     }

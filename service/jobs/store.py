@@ -6,7 +6,8 @@ Writes that change a job go through `commit.lua` alone, by way of tracker.py. Al
     vendor_jobs:{vendor} hash, vendor's id → ours · parked:{vendor}:{vendor's id} list · idempotency:{…} string
     polls:{vendor}, deadlines zsets of ids by due time · tasks the same of RQ job ids · turns:{vendor} the same by turn
     vendor:{vendor}[:submit] hash · calls:{vendor}:{kind} list · costs:{day} hash of sums, cost_days set
-    raw:{id} hash of payloads · quarantine zset and quarantine:{id} hashes · stream · lease:{…}, token:{vendor} strings
+    raw:{id} hash of payloads · quarantine zset and quarantine:{id} hashes · parked zset of vendor:vendor's id
+    kept:quarantine, kept:parked hashes of their bytes · crowded_out hash · stream · lease:{…}, token:{vendor} strings
     metrics, metrics:{hour} hashes of sums · processes zset by ms of the last sign of life · counted:{process} string
     channels events, events:{id}
 """
@@ -243,10 +244,7 @@ class Store:
 
     async def release(self, letter_id: str) -> None:
         """Forget a letter that was understood at last."""
-        pipeline = self.redis.pipeline()
-        pipeline.zrem(self.key("quarantine"), letter_id)
-        pipeline.delete(self.key("quarantine", letter_id))
-        await pipeline.execute()
+        await self._retire(args=["letter", letter_id])
 
     # -- what is due -------------------------------------------------------------------------------
 
@@ -273,6 +271,14 @@ class Store:
     async def retire(self, job_ms: int, raw_ms: int, limit: int) -> int:
         """Forget what has ended and is older than the two moments; how many jobs and letters that were."""
         return int(await self._retire(args=[first_id("job", job_ms), raw_ms, limit]))
+
+    async def crowded_out(self) -> dict[str, int]:
+        """How much of what strangers sent was dropped since the last time, by kind, to make room for newer."""
+        pipeline = self.redis.pipeline()
+        pipeline.hgetall(self.key("crowded_out"))
+        pipeline.delete(self.key("crowded_out"))
+        found: dict[bytes, bytes] = (await pipeline.execute())[0]
+        return {kind.decode(): int(count) for kind, count in found.items()}
 
     async def sweep(self, limit: int) -> int:
         """Enqueue again what should have moved and did not; how many that were."""

@@ -315,11 +315,18 @@ local function save(id, job, stored)
   if #gone > 0 then redis.call('HDEL', key('job', id), unpack(gone)) end
 end
 
+local function park(vendor, vendor_job_id, packed)
+  local parked, first = key('parked', vendor, vendor_job_id), ''
+  if redis.call('RPUSH', parked, packed) > PARKED_LENGTH then first = redis.call('LPOP', parked) end
+  redis.call('EXPIRE', parked, PARKED_SECONDS)
+  keep('parked', vendor .. ':' .. vendor_job_id, #packed - #first)
+end
+
 local function unpark(id, vendor, vendor_job_id)
   local parked = key('parked', vendor, vendor_job_id)
   local found = redis.call('LRANGE', parked, 0, -1)
   if #found == 0 then return end
-  redis.call('DEL', parked)
+  drop('parked', vendor .. ':' .. vendor_job_id)
   for _, packed in ipairs(found) do
     local applied = pcall(function()
       local wrapped = cmsgpack.unpack(packed)
@@ -327,7 +334,7 @@ local function unpark(id, vendor, vendor_job_id)
       fact.job, fact.received = id, wrapped.at
       commit(fact)
     end)
-    if not applied then redis.call('RPUSH', parked, packed) end -- one that cannot be read spoils no other
+    if not applied then park(vendor, vendor_job_id, packed) end -- one that cannot be read spoils no other
   end
 end
 
@@ -336,9 +343,9 @@ local function quarantine(fact, id)
   if redis.call('HINCRBY', letter, 'count', 1) == 1 then
     redis.call('HSET', letter, 'id', kept.id, 'vendor', fact.vendor, 'job_id', id or '', 'problem', fact.problem, 'detail', fact.detail or 'null',
       'received_at', iso(NOW), 'subject', kept.subject, 'body', kept.body)
-    redis.call('ZADD', key('quarantine'), NOW, kept.id)
+    keep('quarantine', kept.id, #kept.body)
   end
-  redis.call('HSET', letter, 'last_received_at', iso(NOW))
+  if redis.call('EXISTS', letter) == 1 then redis.call('HSET', letter, 'last_received_at', iso(NOW)) end
 end
 
 -- A new row, or the answer that an earlier request with the same idempotency key got.
@@ -415,10 +422,7 @@ commit = function(fact, packed)
   elseif not id then
     if fact.quarantine then quarantine(fact) end
     if fact.quarantine or not fact.vendor_job_id then return {'quarantined', ''} end -- nobody to note it on, or to wait for
-    local parked = key('parked', fact.vendor, fact.vendor_job_id)
-    redis.call('RPUSH', parked, cmsgpack.pack({at = NOW, fact = packed}))
-    redis.call('LTRIM', parked, -PARKED_LENGTH, -1)
-    redis.call('EXPIRE', parked, PARKED_SECONDS)
+    park(fact.vendor, fact.vendor_job_id, cmsgpack.pack({at = NOW, fact = packed}))
     return {'parked', ''}
   else
     job = load_job(id)

@@ -60,6 +60,31 @@ local function job_json(job)
   return '{' .. table.concat(parts, ',') .. '}'
 end
 
+-- What strangers can send without end, letters (`quarantine`) and facts about jobs that nobody has registered (`parked`), is kept
+-- up to KEPT_BYTES of each kind: zset {kind} by time, {kind}:{name} what is kept, hash kept:{kind} name → bytes, '' → all of them.
+local function drop(kind, name)
+  local sizes = key('kept', kind)
+  local bytes = redis.call('HGET', sizes, name) or 0
+  redis.call('ZREM', key(kind), name)
+  redis.call('DEL', key(kind, name))
+  redis.call('HDEL', sizes, name)
+  return redis.call('HINCRBY', sizes, '', -bytes)
+end
+
+-- The oldest goes first, so that what comes now can be read, however much came before. Its jobs are asked about all the same.
+local function keep(kind, name, more)
+  local sizes = key('kept', kind)
+  if redis.call('ZADD', key(kind), NOW, name) == 1 then more = more + 1024 end -- what the least of them takes
+  redis.call('HINCRBY', sizes, name, more)
+  local all = redis.call('HINCRBY', sizes, '', more)
+  while all > KEPT_BYTES do
+    local oldest = redis.call('ZRANGE', key(kind), 0, 0)[1]
+    if not oldest then return redis.call('DEL', sizes) end
+    all = drop(kind, oldest)
+    redis.call('HINCRBY', key('crowded_out'), kind, 1)
+  end
+end
+
 -- Puts a task of ours on its RQ queue, exactly as RQ's own enqueue would (a test holds the two side by side), and notes
 -- by when it should have moved. Whatever happens to the RQ job, the sweep finds that note.
 local function push_task(name, id)

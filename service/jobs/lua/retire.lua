@@ -1,6 +1,11 @@
 #!lua
 -- Forgets jobs that have ended, and letters of the quarantine. What was stored of them stays where it is, and so do the sums of their costs.
--- ARGV: id before which, ms before which (letters), limit → how many were forgotten.
+-- ARGV: id before which, ms before which (letters, parked facts), limit → how many were forgotten. 'letter', id: that one.
+
+if ARGV[1] == 'letter' then
+  drop('quarantine', ARGV[2])
+  return 1
+end
 
 local left = tonumber(ARGV[3])
 local ended = {succeeded = true, failed = true, cancelled = true, expired = true}
@@ -23,9 +28,10 @@ for _, index in ipairs(redis.call('SMEMBERS', key('indexes'))) do
     end
   end
 end
-for _, letter in ipairs(redis.call('ZRANGE', key('quarantine'), '-inf', '(' .. ARGV[2], 'BYSCORE', 'LIMIT', 0, left)) do
-  redis.call('DEL', key('quarantine', letter))
-  redis.call('ZREM', key('quarantine'), letter)
-  left = left - 1
+for kind, before in pairs({quarantine = ARGV[2], parked = NOW - PARKED_SECONDS * 1000}) do
+  for _, name in ipairs(redis.call('ZRANGE', key(kind), '-inf', '(' .. string.format('%.0f', before), 'BYSCORE', 'LIMIT', 0, left)) do
+    drop(kind, name)
+    left = left - 1
+  end
 end
 return tonumber(ARGV[3]) - left
