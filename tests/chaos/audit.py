@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import httpx
@@ -21,9 +21,14 @@ from tests.chaos.orders import nonce_in
 from tests.chaos.stage import API_KEY, Stage
 
 _FORGED: Final = ("forged_token", "forged_verdict")
+#: What has to happen to callbacks in every scenario, beside its own faults.
+_USUAL: Final = {"lost", "doubled", "stale", *_FORGED}
 #: Callbacks that a timeline lists: those that were understood, and those that were not.
 _GENUINE: Final = ("verdict", "doubled", "stale", "garbled")
 
+
+#: Seconds within which the README promises that a job goes on, once what had died or was gone is there again.
+BOUND: Final = 180.0
 
 #: The order in which subscribers hear of a job.
 _ORDER: Final = ("job.submitted", "job.processing", "job.succeeded", "job.failed", "job.stored", "job.store_failed")
@@ -33,6 +38,7 @@ class Row(msgspec.Struct, kw_only=True):
     """What became of one group of jobs in one scenario."""
 
     scenario: str
+    without: str = ""  #: the safeguard that was removed
     group: str = ""
     jobs: int = 0
     acknowledged: int = 0
@@ -42,6 +48,7 @@ class Row(msgspec.Struct, kw_only=True):
     events_twice: dict[str, int] = {}
     events_missing: dict[str, int] = {}
     paid_twice: int = 0
+    delivered_again: int = 0  #: webhooks that came once more, each with the id that it had
     fetched_again: int = 0  #: files that were read from the vendor more than once
     operated: int = 0  #: jobs that the operator had to resolve
     recovery: tuple[float, float, float] | None = None  #: median, 99th of a hundred and longest, in seconds
@@ -103,16 +110,22 @@ class Books:
             recovery=self._recovery(known, over_at),
         )
         row.objects_twice = self._objects_twice(known)
-        told = [[type_ for type_ in ledger.told.get(entry.job_id, ()) if type_ in _ORDER] for entry in known]
-        disordered = sum(types != sorted(types, key=_ORDER.index) for types in told)
-        row.findings = [*_disagreements(row), *self._callbacks(known)]
-        if disordered:
-            row.findings.append(f"the events of {disordered} jobs are not in order")
+        row.findings = [*_disagreements(row), *self._callbacks(known), *_disorder(known, ledger.told, "events")]
+        if ledger.subscribed:
+            row.delivered_again = sum(ledger.delivered[name] - 1 for name in events if ledger.delivered[name])
+            row.findings += [*self._webhooks(events), *_disorder(known, ledger.sent, "webhooks")]
         if wrong:
             reasons = Counter(why.partition(":")[0] for why in wrong.values())
             some = "; ".join(f"{job_id} {why}" for job_id, why in list(wrong.items())[:3])
             row.findings.append(f"{len(wrong)} lost: {dict(reasons)}; {some}")
         return row
+
+    def callbacks(self) -> Counter[str]:
+        """In how many jobs each kind of callback was sent, or lost, by the vendors' own record."""
+        found = Counter[str]()
+        for job in (job for made in self.made.values() for job in made):
+            found.update({call["kind"] for call in job["callbacks"]} | ({"lost"} & _words(job["faults"])))
+        return found
 
     def _wrong(self, entry: Entry) -> str:
         """Why a job that was acknowledged is not where the truth is; empty where it is."""
@@ -156,6 +169,14 @@ class Books:
             waits.append(max(0.0, done_at - max(finished_at, over_at)))
         return summary(waits)
 
+    def _webhooks(self, events: Iterable[tuple[str, str]]) -> Iterator[str]:
+        """Every event of the stream has been sent to the endpoint, whenever that was by one name."""
+        ledger = self.stage.ledger
+        if missing := Counter(type_ for job_id, type_ in events if not ledger.delivered[job_id, type_]):
+            yield f"events never delivered: {dict(missing)}"
+        if renamed := sum(len(ledger.webhook_ids.get(name, ())) > 1 for name in events):
+            yield f"{renamed} events were delivered under several ids"
+
     def _callbacks(self, known: list[Entry]) -> list[str]:
         """An acknowledged callback is in its job's timeline; a forged one is never acknowledged."""
         desk, found = self.stage.desk, []
@@ -177,9 +198,16 @@ class Books:
         return found
 
 
-def common_findings(stage: Stage) -> list[str]:
+def _words(faults: Iterable[str]) -> set[str]:
+    return {fault.removeprefix("callback_") for fault in faults}
+
+
+def common_findings(books: Books, *, hasty: bool) -> list[str]:
     """What concerns no group of jobs: processes, answers, the bucket."""
+    stage = books.stage
     found = [*stage.trouble]
+    if not hasty and (spared := _USUAL - books.callbacks().keys()):
+        found.append(f"no callbacks were {', '.join(sorted(spared))}: make it harder")
     if strange := stage.ledger.strange:
         found.append(f"{len(strange)} answers that nobody should get: {'; '.join(strange[:3])}")
     # Of large files, whoever dies, or cannot reach the store, cannot abort: that is what a bucket's own rule is for.
@@ -214,7 +242,15 @@ def _disagreements(row: Row) -> list[str]:
         found.append(f"events never heard: {row.events_missing}")
     if row.paid_twice:
         found.append(f"{row.paid_twice} jobs were paid twice")
+    if row.recovery and row.recovery[-1] > BOUND:
+        found.append(f"a job went on after {row.recovery[-1]:.0f} s only; {BOUND:.0f} are promised")
     return found
+
+
+def _disorder(known: Iterable[Entry], heard: Mapping[str, list[str]], what: str) -> Iterator[str]:
+    told = [[type_ for type_ in heard.get(entry.job_id, ()) if type_ in _ORDER] for entry in known]
+    if disordered := sum(types != sorted(types, key=_ORDER.index) for types in told):
+        yield f"the {what} of {disordered} jobs are not in order"
 
 
 def _all_jobs(url: str) -> Iterable[Mapping[str, Any]]:

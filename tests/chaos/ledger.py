@@ -1,7 +1,8 @@
-"""What was promised and what was heard, written by the suite itself: acknowledgements, events, odd answers.
+"""What was promised and what was heard, written by the suite itself: acknowledgements, events, webhooks, odd answers.
 
 The service is never asked what it has said. One thread reads the stream, as a consumer that must miss nothing; another
-listens to pub/sub; both read Valkey itself, whatever lies between it and the service.
+listens to pub/sub; both read Valkey itself, whatever lies between it and the service. A third takes webhooks
+(subscriber.py).
 """
 
 from __future__ import annotations
@@ -54,10 +55,14 @@ class Ledger:
     strange: list[str] = field(default_factory=list)  #: answers that nobody should ever get
     heard: Counter[tuple[str, str]] = field(default_factory=Counter)  #: in the stream, by job and type
     heard_at: dict[tuple[str, str], float] = field(default_factory=dict)  #: for the first time, unix seconds
-    told: dict[str, list[str]] = field(
-        default_factory=dict
-    )  #: the types of a job's events, as they stand in the stream
+    #: The types of a job's events, as they stand in the stream.
+    told: dict[str, list[str]] = field(default_factory=dict)
     published: Counter[tuple[str, str]] = field(default_factory=Counter)  #: by pub/sub
+    subscribed: bool = False  #: somebody is sent webhooks
+    delivered: Counter[tuple[str, str]] = field(default_factory=Counter)  #: by webhook, by job and type
+    delivered_at: dict[tuple[str, str], float] = field(default_factory=dict)  #: for the first time
+    sent: dict[str, list[str]] = field(default_factory=dict)  #: the types of a job's webhooks, as they first came
+    webhook_ids: dict[tuple[str, str], set[str]] = field(default_factory=dict)  #: that one event came with
     operated: set[str] = field(default_factory=set)  #: jobs that the operator had to resolve
 
     def expect(self, order: Order) -> Entry:
@@ -72,9 +77,11 @@ class Ledger:
         return [entry for entry in list(self.by_job.values()) if group is None or entry.order.group == group]
 
     def done_at(self, entry: Entry) -> float | None:
-        """When its last event was heard."""
-        refused = self.heard_at.get((entry.job_id, "job.failed")) if entry.order.refusable else None
-        return refused or self.heard_at.get((entry.job_id, entry.order.last_event))
+        """When its last event had been heard on every channel that misses none."""
+        refused = entry.order.refusable and (entry.job_id, "job.failed") in self.heard_at
+        last = entry.job_id, "job.failed" if refused else entry.order.last_event
+        at = [self.heard_at.get(last), self.delivered_at.get(last) if self.subscribed else 0.0]
+        return None if None in at else max(filter(None, at))
 
     def open(self) -> list[Entry]:
         """Acknowledged, and not at their end."""

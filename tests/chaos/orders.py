@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -18,11 +18,13 @@ VENDORS: Final = {"lipsync_studio": 40, "apimodels": 35, "kitta": 15, "chanjing"
 CALLBACKS: Final = {
     "callback_lost": 30,
     "callback_doubled": 20,
-    "callback_reordered": 5,
+    "callback_reordered": 10,
     "callback_late:3": 5,
     "callback_forged": 5,
     "callback_garbled": 2,
 }
+#: The same of jobs that are called back for after all.
+CALLED: Final = {word: share for word, share in CALLBACKS.items() if word != "callback_lost"}
 #: Of a hundred jobs, so many fail.
 FAILING: Final = 5
 
@@ -101,21 +103,21 @@ def orders(
     chance: random.Random,
     *,
     group: str = "",
-    faults: bool = False,
+    callbacks: Mapping[str, int] | None = None,
     vendors: dict[str, int] | None = None,
     seconds: tuple[float, float] = (0.2, 2.0),
     direct: float = 0.5,
     words: tuple[str, ...] = (),
     refusable: bool = False,
 ) -> Iterator[Order]:
-    """So many jobs; `direct` is the share of those that their owners submit, `faults` lets callbacks go wrong."""
+    """So many jobs; `direct` is the share of those that their owners submit, `callbacks` are the ways they go wrong."""
     shares = vendors or VENDORS
     for _ in range(count):
         (vendor,) = chance.choices(list(shares), list(shares.values()))
         chosen = [f"seconds:{chance.uniform(*seconds):.2f}", *words]
-        if faults and vendor != "kitta":  # which sends none
-            rest = 100 - sum(CALLBACKS.values())
-            (word,) = chance.choices([*CALLBACKS, ""], [*CALLBACKS.values(), rest])
+        if callbacks and vendor != "kitta":  # which sends none
+            rest = 100 - sum(callbacks.values())
+            (word,) = chance.choices([*callbacks, ""], [*callbacks.values(), rest])
             chosen += [word] if word else []
         if chance.randrange(100) < FAILING:
             chosen.append("job_failed")

@@ -55,7 +55,7 @@ class Show:
             cast.settle()
             rows = _reckoned(cast, scenario)
         for row in rows:
-            row.seconds = round(time.monotonic() - began, 1)
+            row.seconds, row.without = round(time.monotonic() - began, 1), self._without
         return rows
 
 
@@ -66,6 +66,7 @@ def _reckoned(cast: Cast, scenario: Scenario) -> list[Row]:
     figures = {
         "restarts": stage.restarts,
         "answers": dict(stage.ledger.answers),
+        "callbacks": dict(books.callbacks()),
         **cast.figures,
         "uploads left behind": len(unfinished(stage.s3)),
         "errors logged": _errors(stage),
@@ -74,7 +75,7 @@ def _reckoned(cast: Cast, scenario: Scenario) -> list[Row]:
     rows = [books.row(scenario.name, group, cast.over_at) for group in groups]
     for row in rows:
         row.figures = figures
-        row.findings += [*common_findings(stage), *cast.findings]
+        row.findings += [*common_findings(books, hasty=cast.hasty), *cast.findings]
         if scenario.fetch_once and row.fetched_again:
             row.findings.append(f"{row.fetched_again} files were fetched again, for nothing")
     return rows

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
+import httpx
 import msgspec
 
 from service.settings import load
@@ -22,6 +23,7 @@ from tests.chaos.crowd import Crowd
 from tests.chaos.ledger import Ledger, listening_to
 from tests.chaos.proxy import Proxy, proxy_to
 from tests.chaos.store import Disk, Valkey, small_disk
+from tests.chaos.subscriber import Subscriber, subscriber_of
 from tests.support.processes import ROOT, Process, eventually, free_port, listening
 from tests.support.sandbox import Desk, desk_of, sandbox_process
 from tests.support.servers import s3_server
@@ -36,7 +38,7 @@ PLATFORM_PATIENCE: Final = 30.0
 #: RQ's own worker on the same queues.
 RQ_WORKER: Final = (
     "rq worker --worker-class rq.worker.SimpleWorker --serializer rq.serializers.JSONSerializer"
-    " --url $REDIS_URL callsheet-submit callsheet-archive"
+    " --url $REDIS_URL callsheet-submit callsheet-archive callsheet-notify"
 )
 
 
@@ -49,6 +51,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     redis_proxy: bool = False
     s3_proxy: bool = False
     small_disk: bool = False
+    subscriber: bool = True  #: an endpoint that is sent every event
     settings: dict[str, str] = {}
     inside: dict[str, str] = {}  #: role → words for inside/sitecustomize.py
 
@@ -72,6 +75,7 @@ class Stage:
         self.trouble: list[str] = []  #: what no process should have done
         self.sources: dict[str, Path] = {}  #: processes that run other code than this checkout's
         self.inside = dict(plan.inside)
+        self.endpoint = ""  #: the subscriber's
         self._seed = seed
         self._without = without
         self._grace = grace
@@ -107,6 +111,16 @@ class Stage:
         self.crowd = Crowd(self.url, self.sandbox.url, API_KEY, self.ledger)
         stack.callback(self.kill_all)
         self.start_all()
+        if self.plan.subscriber:
+            self._subscribe(stack.enter_context(subscriber_of(self.ledger)))
+
+    def _subscribe(self, subscriber: Subscriber) -> None:
+        """Let the service send every event to an endpoint of the suite's."""
+        headers = {"Authorization": f"Bearer {API_KEY}"}
+        with httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=30) as api:
+            told = api.post("/v1/endpoints", json={"url": subscriber.url}).raise_for_status().json()
+        self.endpoint, subscriber.secret = told["id"], told["secret"]
+        self.ledger.subscribed = True
 
     def _environment(self, stack: ExitStack) -> dict[str, str]:
         redis_port, endpoint = self.valkey.port, self.s3.endpoint
@@ -233,6 +247,9 @@ class Stage:
         self.desk.end_leases()
         for vendor in VENDORS:
             self.desk.make_due("polls", vendor)
+        if self.endpoint:
+            self.desk.make_due("deliveries", self.endpoint)
+            self.desk.redis.hdel(self.desk.key("state", self.endpoint), "run", "until")
 
 
 def _procfile(home: Path) -> dict[str, str]:

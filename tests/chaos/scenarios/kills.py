@@ -7,18 +7,18 @@ import signal
 from typing import Final
 
 from tests.chaos.cast import Cast, Scenario
-from tests.chaos.orders import orders
+from tests.chaos.orders import CALLBACKS, orders
 from tests.chaos.stage import Plan
 
 CLEAN: Final = "callbacks fine"
-FAULTY: Final = "callbacks lost, doubled, late, forged"
+FAULTY: Final = "callbacks gone wrong"
 
 
 def both(cast: Cast, *, rate: float) -> None:
     """Half of the jobs with callbacks as they should be, half with what goes wrong; `rate` a second."""
     chance, seconds = cast.stage.chance, (0.2, cast.seconds(2.0, 0.5))
-    for group, faults in ((CLEAN, False), (FAULTY, True)):
-        some = orders(cast.jobs // 2, chance, group=group, faults=faults, seconds=seconds)
+    for group, callbacks in ((CLEAN, None), (FAULTY, CALLBACKS)):
+        some = orders(cast.jobs // 2, chance, group=group, callbacks=callbacks, seconds=seconds)
         cast.stage.crowd.send(some, rate=rate / 2)
 
 

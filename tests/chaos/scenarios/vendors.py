@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from service.vendors import VENDORS as MODULES
 from tests.chaos.cast import Cast, Scenario
-from tests.chaos.orders import VENDORS, nonce_in, orders
+from tests.chaos.ledger import Entry
+from tests.chaos.orders import CALLBACKS, CALLED, VENDORS, nonce_in, orders
 from tests.chaos.stage import Plan, Stage
 
 SICK: Final = "lipsync_studio"
@@ -18,6 +19,8 @@ BEFORE: Final = "others, before"
 MEANWHILE: Final = "others, meanwhile"
 #: How it is down, and how many tries of the poller's patience (1, 2, 4… 300 s) that lasts: an hour in all.
 OUTAGES: Final = (("vendor_500", 6), ("vendor_rate_limited", 6), ("vendor_garbage", 6), ("vendor_hangs", 1))
+#: Jobs whose memory is measured.
+SAMPLE: Final = 500
 #: Seconds that a try takes: one that hangs is given up after 20, a submission after 60.
 _TRY: Final = {"vendor_hangs": 25.0}
 
@@ -35,15 +38,17 @@ def down(cast: Cast) -> None:
     """One vendor is down for an hour, in every way; the others must not notice."""
     stage, chance, share = cast.stage, cast.stage.chance, cast.jobs // 10
     sick: dict[str, Any] = {"group": "the vendor that is down", "vendors": {SICK: 1}}
-    stage.crowd.send(orders(share * 2, chance, group=BEFORE, vendors=OTHERS), rate=20)
+    others: dict[str, Any] = {"vendors": OTHERS, "callbacks": CALLBACKS}
+    stage.crowd.send(orders(share * 2, chance, group=BEFORE, **others), rate=20)
     stage.crowd.send(orders(share * 2, chance, words=("callback_lost",), **sick), rate=30)
     cast.acknowledged()
     cast.wait(3)
-    stage.crowd.send(orders(share * 5, chance, group=MEANWHILE, vendors=OTHERS), rate=12)
+    stage.crowd.send(orders(share * 5, chance, group=MEANWHILE, **others), rate=12)
     for word, tries in OUTAGES[:: 1 if not cast.hasty else 2]:
         stage.sandbox.order(SICK, word)
         # What is sent now may be refused (and is not paid), or stay without an answer (and an operator has to look).
-        stage.crowd.send(orders(share // 4, chance, direct=0, refusable=True, **sick))
+        some = orders(share // 4, chance, direct=0, refusable=True, callbacks=CALLBACKS, **sick)
+        stage.crowd.send(some)
         for _ in range(tries):
             cast.wait(cast.seconds(_TRY.get(word, 1.2), 0.5))
             let_it_be_tried(stage, SICK)
@@ -74,11 +79,28 @@ def silent(cast: Cast) -> None:
     how: dict[str, Any] = {"vendors": shares, "seconds": (2.0, 50.0), "direct": 0.7}
     stage.crowd.send(
         itertools.chain(
-            orders(int(cast.jobs * 0.7), chance, group="callbacks fine", **how),
-            orders(int(cast.jobs * 0.3), chance, group="no callbacks", words=("callback_lost",), **how),
+            orders(int(cast.jobs * 0.7), chance, group="called back for", callbacks=CALLED, **how),
+            orders(int(cast.jobs * 0.3), chance, group="not called back for", words=("callback_lost",), **how),
         )
     )
-    cast.looks.append(frugal)
+    cast.acknowledged()
+    _weighed(cast, cast.stage.ledger.open(), "a job that is under way")
+    cast.looks += [frugal, lambda cast: _weighed(cast, cast.stage.ledger.acknowledged(), "a job that has ended")]
+
+
+def _weighed(cast: Cast, entries: list[Entry], what: str) -> None:
+    """How many bytes Redis takes for such a job: its own keys; of them, what vendors have sent is forgotten first."""
+    desk, some = cast.stage.desk, entries[:: max(1, len(entries) // SAMPLE)]
+    with desk.redis.pipeline(transaction=False) as pipeline:
+        for job_id in (entry.job_id for entry in some):
+            pipeline.memory_usage(desk.key("raw", job_id), samples=0)
+            for key in ("job", "timeline"):
+                pipeline.memory_usage(desk.key(key, job_id), samples=0)
+            for task in ("submit", "archive"):
+                pipeline.memory_usage(f"rq:job:{task}-{job_id}", samples=0)
+        sizes = [size or 0 for size in pipeline.execute()]
+    raw, every = sum(sizes[::5]) / len(some), sum(sizes) / len(some)
+    cast.figures[f"bytes of {what}"] = {"in all": round(every), "without payloads": round(every - raw)}
 
 
 def frugal(cast: Cast) -> None:

@@ -1,0 +1,74 @@
+"""The subscriber's endpoint: takes every signed webhook, and writes down whose it was and what it was called.
+
+It drops nothing, so that the suite can see what a receiver has to drop: a webhook that comes again has to have the id
+of the first one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+
+from tests.chaos.ledger import Ledger
+from tests.support.hooks import Hook, Hooks, always, hooks_server
+
+_PATH = "/subscriber"
+
+
+class Subscriber:
+    """One endpoint in a thread of its own."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.url = ""
+        self.secret = ""  #: as the service has told it
+        self._ledger = ledger
+        self._taken = always(204)
+        self._over = asyncio.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        self._ready.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join()
+
+    async def _serve(self) -> None:
+        async with hooks_server() as hooks:
+            self.url = hooks.at(_PATH, lambda hook: self._take(hooks, hook))
+            self._loop = asyncio.get_running_loop()
+            self._ready.set()
+            await self._over.wait()
+
+    async def _take(self, hooks: Hooks, hook: Hook) -> str:
+        hooks.forget()  # the ledger is what remembers
+        ledger, event = self._ledger, hook.event
+        try:
+            Webhook(self.secret).verify(hook.body, dict(hook.headers))
+        except WebhookVerificationError as wrong:
+            ledger.strange.append(f"a webhook's signature: {wrong}")
+        job_id, type_ = event["data"]["id"], event["type"]
+        if not ledger.delivered[job_id, type_]:
+            ledger.delivered_at[job_id, type_] = time.time()
+            ledger.sent.setdefault(job_id, []).append(type_)
+        ledger.delivered[job_id, type_] += 1
+        ledger.webhook_ids.setdefault((job_id, type_), set()).add(hook.headers["webhook-id"])
+        return await self._taken(hook)
+
+
+@contextlib.contextmanager
+def subscriber_of(ledger: Ledger) -> Iterator[Subscriber]:
+    """A `Subscriber` for the length of a block."""
+    subscriber = Subscriber(ledger)
+    subscriber.start()
+    try:
+        yield subscriber
+    finally:
+        subscriber.stop()
