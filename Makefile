@@ -46,12 +46,13 @@ check: $(READY) ## lint, format, types, the rules of who may import whom, and an
 	exit $$status
 
 # Pins that still fit stay; ARGS=--upgrade takes the newest of everything. A mirror that pip is told of is used, never written down.
-lock: ## write requirements.lock anew from pyproject.toml
+lock: ## write requirements.lock anew from pyproject.toml, and requirements.txt: what a deployment takes of it
 	@test -x $(BIN)/uv || $(MAKE) --no-print-directory setup
 	@index="$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true)}"; \
 	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
-	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --group dev \
-	  --custom-compile-command 'make lock' $(ARGS) --output-file requirements.lock pyproject.toml >/dev/null
+	compile="$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes"; \
+	$$compile --group dev --custom-compile-command 'make lock' $(ARGS) --output-file requirements.lock pyproject.toml >/dev/null && \
+	$$compile --constraint requirements.lock --no-annotate --custom-compile-command 'make lock' --output-file requirements.txt pyproject.toml >/dev/null
 
 clean: ## remove what can be made again; var/ is data, and stays
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info tests/node/node_modules

@@ -1,4 +1,4 @@
-"""`python -m service.server`: the web process, uvicorn with deadlines for those who send.
+"""`python -m service.server`: the web process, or several that share a port; uvicorn with deadlines for those who send.
 
 uvicorn waits without end for a request's head, its body, and for a reader of its answer, and a shutdown waits with it;
 and it takes heads, trailers and pipelines of any length. Here whoever is too slow or too long is cut off: one timer a
@@ -11,13 +11,17 @@ import fcntl
 import resource
 import socket
 import struct
+import sys
 import termios
 from contextlib import suppress
 from typing import Any, Final
 
 import click
 import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.supervisors.multiprocess import Multiprocess
 
 #: Bytes of a request's line and headers; and of whatever else comes between two pieces of a body, or behind it.
 MAX_HEAD: Final = 32 * 1024
@@ -167,31 +171,64 @@ class Guarded(HttpToolsProtocol):
             cycle.message_event.set()
 
 
+class Several(Multiprocess):
+    """uvicorn's supervisor: processes that share a port. One that dies, or no longer answers, is replaced."""
+
+    def terminate_all(self) -> None:
+        for listener in self.sockets:  # or it would go on taking connections that nobody serves any more
+            listener.close()
+        super().terminate_all()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether a process could not even begin, as no other could."""
+        return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
+
+
+def application() -> ASGIApp:
+    """The application of one process of several. Settings that are not usable are so for all of them."""
+    from service.app import create_app  # here: the supervisor does without it, and its memory
+
+    try:
+        return create_app()
+    except SystemExit as refusal:
+        print(refusal, file=sys.stderr)
+        raise SystemExit(STARTUP_FAILURE) from None
+
+
 @click.command()
 @click.option("--host", default="0.0.0.0", show_default=True)  # noqa: S104  the platform's router has to reach it
 @click.option("--port", default=8000, show_default=True)
-def main(host: str, port: int) -> None:
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="That share the port.")
+def main(host: str, port: int, processes: int) -> None:
     """Serve callbacks and the API until SIGTERM."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + _OTHER_FILES
     if soft < wanted:  # often 1024, which a thousand idle strangers would use up
         soft = min(hard, wanted)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    uvicorn.run(
-        "service.app:create_app",
-        factory=True,
-        host=host,
-        port=port,
-        http=Guarded,
-        ws="none",
-        lifespan="on",
-        limit_concurrency=max(1, min(MAX_CONNECTIONS, soft - _OTHER_FILES)),
-        timeout_keep_alive=95,
-        timeout_graceful_shutdown=20,
-        access_log=False,
-        server_header=False,
-        log_level="warning",
-    )
+    options: dict[str, Any] = {
+        "factory": True,
+        "host": host,
+        "port": port,
+        "workers": processes,
+        "http": Guarded,
+        "ws": "none",
+        "lifespan": "on",
+        "limit_concurrency": max(1, min(MAX_CONNECTIONS, soft - _OTHER_FILES)),
+        "timeout_keep_alive": 95,
+        "timeout_graceful_shutdown": 20,
+        "access_log": False,
+        "server_header": False,
+        "log_level": "warning",
+    }
+    if processes == 1:
+        uvicorn.run("service.app:create_app", **options)
+        return
+    config = uvicorn.Config("service.server:application", **options)
+    several = Several(config, [config.bind_socket()])
+    several.run()
+    sys.exit(STARTUP_FAILURE if several.hopeless else 0)
 
 
 if __name__ == "__main__":

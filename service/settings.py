@@ -53,6 +53,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 #: What a key of the API may be for; `admin` may do everything.
 SCOPES: Final = frozenset({"submit", "read", "admin"})
 MIN_API_KEY: Final = 20  #: characters
+MIN_UNNAMED: Final = 32  #: the same, of a key without a name
 HASHED: Final = "sha256$"
 
 
@@ -72,7 +73,12 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def key_entry(word: str) -> tuple[str, str, frozenset[str]]:
-    """Name, key and scopes of one entry of `API_KEYS`: `name:key[:scopes]`. Keys may have colons in them."""
+    """Name, key and scopes of one entry of `API_KEYS`: `name:key[:scopes]`. Keys may have colons in them.
+
+    A long word without any is a key as platforms generate it, and its name is `default`.
+    """
+    if ":" not in word and len(word) >= MIN_UNNAMED:
+        return "default", word, SCOPES
     name, _, rest = (part.strip() for part in word.partition(":"))
     key, _, told = rest.rpartition(":")
     scopes = frozenset(told.split("+"))

@@ -88,8 +88,9 @@ def test_the_web_process_is_served_as_a_platform_needs_it(monkeypatch: pytest.Mo
 
 
 def test_the_platform_chooses_where_the_web_process_listens() -> None:
-    arguments = command_line("web", {"HOST": "127.0.0.1", "PORT": "5001"})[3:]
-    assert server.main.make_context("web", arguments).params == {"host": "127.0.0.1", "port": 5001}
+    arguments = command_line("web", {"HOST": "127.0.0.1", "PORT": "5001", "WEB_CONCURRENCY": "3"})[3:]
+    told = server.main.make_context("web", arguments).params
+    assert told == {"host": "127.0.0.1", "port": 5001, "processes": 3}
 
 
 @pytest.mark.parametrize("dependency", direct_dependencies(), ids=lambda dependency: dependency.name)

@@ -4,18 +4,21 @@ cost to anybody else. Real sockets; the deadlines are the product's own, shorten
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
+from uvicorn.config import STARTUP_FAILURE
 
 from tests.hostile.hasty import AUTHORIZED, DEADLINES, LIVE, LONG, callback, drip, head, port_of, start
 from tests.hostile.wire import Wire, request
-from tests.support.processes import listening
-from tests.support.web import CREDENTIALS, Web, web_process
+from tests.support.processes import eventually, free_port, listening
+from tests.support.web import CREDENTIALS, Web, environment_of, start_web, web_process
 
 LENGTH: Final = 16 * 2**20
 
@@ -207,3 +210,42 @@ def test_a_callback_that_is_on_its_way_when_the_process_stops_is_taken(redis_url
             assert answer
             assert answer.body == b'{"received":true}'
         web.process.wait(timeout=15)
+
+
+# -- several processes --------------------------------------------------------------------------------------
+
+
+def children(web: Web) -> set[int]:
+    """The processes that serve: all that the supervisor has started, but for multiprocessing's own."""
+    listed = subprocess.run(
+        ["/bin/ps", "-ww", "-o", "pid=,args=", "--ppid", str(web.process.pid)], capture_output=True, check=False
+    )
+    lines = (line.split(maxsplit=1) for line in listed.stdout.decode().splitlines())
+    return {int(pid) for pid, args in lines if "spawn_main" in args}
+
+
+def test_processes_that_share_the_port_are_replaced_and_end_together(redis_url: str, tmp_path: Path) -> None:
+    env = {"REDIS_URL": redis_url, "WEB_CONCURRENCY": "2", **CREDENTIALS}
+    with web_process(tmp_path, env) as web:
+        first = eventually(lambda: found if len(found := children(web)) == 2 else None, "two processes")
+        os.kill(first.copy().pop(), signal.SIGKILL)
+        second = eventually(lambda: found if len(found := children(web) - first) == 1 else None, "another in its place")
+        path, body = callback(web)
+        assert web.callback(path, body).json() == {"received": True}
+        with Wire(port_of(web)) as wire:  # one that none of them has to wait for
+            wire.send(LIVE[:-2])
+            web.process.send(signal.SIGTERM)
+            assert web.process.wait(timeout=15) == 0
+        assert not listening(port_of(web))
+        assert not any(Path(f"/proc/{pid}").exists() for pid in first | second)
+        assert "Traceback" not in web.process.output()
+
+
+def test_settings_that_are_not_usable_end_the_supervisor_too(redis_url: str, tmp_path: Path) -> None:
+    env = environment_of(
+        free_port(), tmp_path, {"REDIS_URL": redis_url, "WEB_CONCURRENCY": "2", "STORAGE_URL": "nowhere"}
+    )
+    with start_web(tmp_path, env) as process:
+        assert process.wait(timeout=20) == STARTUP_FAILURE
+        assert "STORAGE_URL" in process.output()
+        assert "Traceback" not in process.output()

@@ -79,6 +79,7 @@ def test_what_is_not_said_has_a_default() -> None:
         ("API_KEYS", "a:a:key:read", "api_keys", {"a": ApiKey.of("a:key", frozenset({"read"}))}),
         ("API_KEYS", "a:k:read+submit", "api_keys", {"a": ApiKey.of("k", frozenset({"read", "submit"}))}),
         ("API_KEYS", "a:sha256$" + "AB" * 32, "api_keys", {"a": ApiKey(digest="ab" * 32)}),
+        ("API_KEYS", "ab" * 32, "api_keys", {"default": ApiKey.of("ab" * 32)}),
         ("API_KEYS", "", "api_keys", None),
     ],
 )

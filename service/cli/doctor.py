@@ -190,6 +190,9 @@ async def _storage(settings: Settings) -> Finding:
         return Finding("error", "STORAGE_URL", says, fix)
     if size != len(_PROBE):
         return Finding("error", "STORAGE_URL", f"gives back {size} of {len(_PROBE)} bytes", "check the storage itself")
+    if settings.storage_url.startswith("file:") and "DYNO" in environment():
+        fix = "name a bucket: s3://bucket/prefix, gs://… or az://…"
+        return Finding("error", "STORAGE_URL", "is on a dyno's own disk, which is wiped every day", fix)
     return Finding("ok", "STORAGE_URL", "can be written, read and cleared")
 
 

