@@ -36,13 +36,14 @@ hostile: $(READY) ## hostile input, links and crowds against the real processes;
 fanout: $(READY) ## twenty endpoints, half of them bad, beside the same run without those; some minutes
 	@$(BIN)/python -m tests.fanout $(ARGS)
 
-check: $(READY) ## lint, format, types, the rules of who may import whom, and an audit of what is pinned
+check: $(READY) ## lint, format, types, who may import whom, an audit of what is pinned, and validators of files for others
 	@status=0; \
 	$(BIN)/ruff check || status=1; \
 	$(BIN)/ruff format --check || status=1; \
 	$(BIN)/mypy || status=1; \
 	$(BIN)/lint-imports --no-cache --no-logo || status=1; \
 	$(BIN)/python -m tests.audit || status=1; \
+	$(BIN)/python -m tests.manifests || status=1; \
 	exit $$status
 
 # Pins that still fit stay; ARGS=--upgrade takes the newest of everything. A mirror that pip is told of is used, never written down.

@@ -270,6 +270,13 @@ def test_doctor_names_what_is_wrong(redis_url: str, tmp_path: Path) -> None:
     assert "short" not in doctor.stdout
 
 
+def test_doctor_knows_that_a_dyno_s_disk_does_not_last(redis_url: str, tmp_path: Path) -> None:
+    env = {"REDIS_URL": redis_url, "STORAGE_URL": tmp_path.as_uri(), "PUBLIC_URL": f"http://127.0.0.1:{free_port()}"}
+    env |= {"SECRET_KEYS": "k" * 32, "API_KEYS": "k" * 32, "DYNO": "web.1"}
+    findings = {finding["about"]: finding for finding in json.loads(run("doctor", "--json", env=env).stdout)}
+    assert "wiped every day" in findings["STORAGE_URL"]["says"]
+
+
 def test_doctor_names_every_missing_setting_at_once() -> None:
     doctor = run("--data", "/nonexistent", "doctor", "--json")
     assert doctor.returncode == 1
