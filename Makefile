@@ -42,6 +42,7 @@ check: $(READY) ## lint, format, types, who may import whom, an audit of what is
 	$(BIN)/ruff format --check || status=1; \
 	$(BIN)/mypy || status=1; \
 	$(BIN)/lint-imports --no-cache --no-logo || status=1; \
+	$(BIN)/python -m tests.monitoring || status=1; \
 	$(BIN)/python -m tests.audit || status=1; \
 	$(BIN)/python -m tests.manifests || status=1; \
 	exit $$status

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Final
@@ -18,6 +18,8 @@ from uuid import uuid4
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from redis import RedisError
+
+from service.model import Problem, Source, Status
 
 #: Seconds between two sendings, and how long a process that ends waits for the last one.
 EVERY: Final = 5.0
@@ -96,14 +98,6 @@ GAUGES: Final[Mapping[str, str]] = {
     "callsheet_redis_memory_limit_bytes": "Memory that Redis may use; 0 where nothing limits it.",
 }
 
-for _part in (
-    "worker",
-    "poller",
-    "archive",
-    "notify",
-):  # an alert sees no first error where there was no zero before it
-    errors(_part)
-
 #: Sends the sums of a process: its name, the number of the sending, sample → what was added to it.
 Send = Callable[[str, int, Mapping[str, float]], Awaitable[None]]
 
@@ -141,6 +135,22 @@ class Counts:
         self._added = {}
 
 
+def begin_at_zero(vendors: Iterable[str]) -> None:
+    """Tell of what is rare before it happens: no alert sees a step from nothing to one."""
+    for part in ("worker", "poller", "archive", "notify"):
+        errors(part)
+    for outcome in ("delivered", "again", "given_up"):
+        deliveries(outcome)
+    for vendor in vendors:
+        verdicts(vendor, Status.EXPIRED, Source.DEADLINE)
+        for outcome in ("stored", "again", "failed"):
+            archives(vendor, outcome)
+        for outcome in ("apply", "not_understood", "no_such_url", "too_large", "unavailable"):
+            callbacks(vendor, outcome)
+        for problem in Problem:
+            quarantined(vendor, problem)
+
+
 def _samples() -> dict[str, float]:
     """Every sample by the name that Prometheus gives it."""
     return {
@@ -163,12 +173,12 @@ def exposition(sums: Mapping[str, float], gauges: Mapping[str, float]) -> str:
         found[name.partition("{")[0]].append(f"{name} {known[name]!r}\n")
     return "".join(
         f"# HELP {family} {told}\n# TYPE {family} {type_}\n" + "".join(line for name in names for line in found[name])
-        for family, told, type_, names in _families()
+        for family, told, type_, names in families()
         if any(name in found for name in names)
     )
 
 
-def _families() -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
+def families() -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
     """Name, description, type, and the names of the samples."""
     for family in REGISTRY.collect():
         if family.type == "counter":

@@ -11,13 +11,14 @@ from starlette.routing import Route
 
 from service.api.auth import BearerKeys
 from service.deployment import Deployment
-from service.metrics import exposition
+from service.metrics import begin_at_zero, exposition
 
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def routes(deployment: Deployment) -> list[Route]:
     store = deployment.store
+    begin_at_zero(deployment.settings.accounts)
 
     async def metrics(_request: Request) -> Response:
         return Response(exposition(await store.counts(), await store.gauges()), media_type=_TEXT)
