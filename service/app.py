@@ -6,12 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from redis import RedisError
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Mount
+from starlette.routing import Mount, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import (
@@ -25,13 +23,14 @@ from service.api import (
     metrics,
     openapi,
     operator,
+    overview,
     quarantine,
     vendors,
 )
-from service.api.auth import BearerKeys
-from service.api.problems import ApiError, on_error
+from service.api.auth import BearerKeys, Keys
+from service.api.problems import REFUSALS, on_error
+from service.dashboard import views as dashboard
 from service.deployment import Deployment, configured
-from service.jobs.tracker import CommitFailed
 from service.settings import Settings
 
 
@@ -46,24 +45,20 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
             yield {"stopping": feed.end}  # for the server, which waits for its listeners before it ends the lifespan
             await feed.close()
 
-    parts = (jobs, operator, costs, endpoints, quarantine, vendors)
-    api = Mount(
-        "/v1",
-        routes=[*events.routes(feed), *(route for part in parts for route in part.routes(deployment))],
-        middleware=[Middleware(BearerKeys, api_keys=deployment.settings.api_keys)],
-    )
+    parts = (jobs, operator, costs, endpoints, overview, quarantine, vendors)
+    keys = Keys(deployment.settings.api_keys)
+    api = Router([*events.routes(feed), *(route for part in parts for route in part.routes(deployment))])
     router = Starlette(
         routes=[
             *health.routes(deployment),
             *openapi.routes(),
             *asyncapi.routes(deployment.settings),
-            *metrics.routes(deployment),
-            api,
+            *metrics.routes(deployment, keys),
+            Mount("/v1", app=api, middleware=[Middleware(BearerKeys, keys=keys)]),
+            *dashboard.routes(deployment, api, keys),
         ],
         lifespan=lifespan,
-        exception_handlers=dict.fromkeys(
-            (ApiError, HTTPException, RedisError, CommitFailed, OSError, Exception), on_error
-        ),
+        exception_handlers=dict.fromkeys((*REFUSALS, Exception), on_error),
     )
     router.router.redirect_slashes = False  # to wherever the Host header says
     return _InFront(callbacks.Callbacks(deployment), _Hardened(router))

@@ -31,6 +31,8 @@ _PARTS_AT_ONCE: Final = 1
 
 #: For a hiccup only: a storage that is down is tried again by the task, later.
 _RETRIES: Final[RetryConfig] = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
+#: Of an object that is handed out from here; memory for each reader.
+_STREAM_BYTES: Final = 256 * 1024
 
 _SIGNED_FOR: Final = timedelta(minutes=15)
 _ENDINGS: Final = {
@@ -139,6 +141,12 @@ class Storage:
             return None
         # A key is read from Redis: whoever can write there must not be handed any file of this machine.
         return Path(self._store.prefix).joinpath(*(part for part in key.split("/") if part not in ("", ".", "..")))
+
+    async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """The bytes of an object from `start` until before `end`."""
+        found = await obstore.get_async(self._store, key, options={"range": (start, end)})
+        async for chunk in found.stream(min_chunk_size=_STREAM_BYTES):
+            yield bytes(chunk)
 
     async def signed_url(self, key: str) -> str:
         """A URL from which anybody can fetch the object for a quarter of an hour."""

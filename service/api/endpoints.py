@@ -17,7 +17,7 @@ from starlette.routing import Route
 from service.api.auth import need
 from service.api.jobs import metadata_is_wrong
 from service.api.problems import ApiError, by_method, decode_body, decode_object, read_body, read_query
-from service.api.rows import json_answer
+from service.api.rows import Rows, json_answer
 from service.deployment import Deployment
 from service.fields import Checks
 from service.jobs.endpoints import EVENT_TYPES, MAX_ENDPOINTS, Endpoints, parse_delivery_id
@@ -76,12 +76,14 @@ def routes(deployment: Deployment) -> list[Route]:
         Route(f"{one}/test", endpoints.test, methods=["POST"]),
         Route(f"{one}/replay", endpoints.replay, methods=["POST"]),
         Route("/deliveries/{id}/replay", endpoints.replay_one, methods=["POST"]),
+        Route("/jobs/{id}/deliveries", endpoints.of_job, methods=["GET"]),
     ]
 
 
 class _Endpoints:
     def __init__(self, deployment: Deployment) -> None:
         self._store = deployment.store
+        self._rows = Rows(deployment)
         self._endpoints = Endpoints(deployment.redis, deployment.store, deployment.settings)
         self._private = deployment.settings.allow_private_networks
 
@@ -131,6 +133,11 @@ class _Endpoints:
             endpoint.id, int(query.get("limit", "20")), query.get("cursor", "")
         )
         return json_answer(b'{"data":[%b],"next_cursor":%b}' % (b",".join(rows), msgspec.json.encode(cursor)))
+
+    async def of_job(self, request: Request) -> Response:
+        """The latest tries to tell of a job, newest first."""
+        job = await self._rows.job(request)
+        return json_answer(b'{"data":[%b]}' % b",".join(await self._endpoints.attempts_of_json(job.id)))
 
     async def test(self, request: Request) -> Response:
         """Send an event that says nothing."""

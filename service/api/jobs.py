@@ -45,9 +45,14 @@ FILTERS: Final[dict[str, re.Pattern[str] | frozenset[str]]] = {
     "status": frozenset(status.value for status in Status),
     "archive": frozenset(archive.value for archive in Archive),
     "vendor_job_id": re.compile(VISIBLE + "{1,200}"),
+    "id": re.compile(VISIBLE + "{1,200}"),
     "limit": re.compile(r"[1-9][0-9]?|100"),
     "cursor": JOB_ID,
 }
+
+#: Our id, as it stands in a job's own, in an event's and in a delivery's.
+_OURS: Final = re.compile(r"(?:job|evt)_([0-9a-v]{24})(?![0-9a-v])")
+_LETTER: Final = re.compile(r"qua_[0-9a-f]{24}")
 
 #: Beside what every answer says (app.py): a stored file, whatever it is, never runs as a page of this origin.
 _INERT: Final = {"Content-Security-Policy": "sandbox; default-src 'none'"}
@@ -128,10 +133,11 @@ class _Jobs:
         return recorded
 
     async def list_(self, request: Request) -> Response:
+        """The newest first; `id` is any: ours, the vendor's, an event's, a delivery's, a quarantined callback's."""
         query = read_query(request, FILTERS)
         limit = int(query.get("limit", "20"))
-        if vendor_job_id := query.get("vendor_job_id"):
-            rows = (await self._by_vendor_job_id(vendor_job_id, query))[: limit + 1]
+        if "id" in query or "vendor_job_id" in query:
+            rows = (await self._by_id(query))[: limit + 1]
         else:
             names = ("vendor", "status", "archive")
             rows = await self._store.jobs_json(limit, query.get("cursor", ""), *(query.get(name, "") for name in names))
@@ -141,22 +147,28 @@ class _Jobs:
             b'{"data":[' + b",".join(rows[:limit]) + b'],"next_cursor":' + msgspec.json.encode(last) + b"}"
         )
 
-    async def _by_vendor_job_id(self, vendor_job_id: str, query: dict[str, str]) -> list[bytes]:
+    async def _by_id(self, query: dict[str, str]) -> list[bytes]:
         """Vendors choose their ids without asking each other, so there may be one job for each."""
         found: dict[str, bytes] = {}
-        for vendor in [query["vendor"]] if "vendor" in query else VENDORS:
-            job_id = await self._store.find(vendor, vendor_job_id)
-            row = await self._store.job_json(job_id) if job_id else None
+        for job_id in await self._named(query):
+            row = await self._store.job_json(job_id)
             job = msgspec.json.decode(row, type=Job) if row else None
-            if (
-                row
-                and job
-                and query.get("status", job.status) == job.status
-                and query.get("archive", job.archive) == job.archive
-            ):
+            names = ("vendor", "status", "archive", *(["vendor_job_id"] if "id" in query else []))
+            if row and job and all(query.get(name, getattr(job, name)) == getattr(job, name) for name in names):
                 found[job.id] = row
         before = query.get("cursor", "k")  # sorts after every job id
         return [found[job_id] for job_id in sorted(found, reverse=True) if job_id < before]
+
+    async def _named(self, query: dict[str, str]) -> list[str]:
+        """The jobs that an id may mean."""
+        any_id = query.get("id") or query["vendor_job_id"]
+        if "id" in query and (ours := _OURS.search(any_id)):
+            return [f"job_{ours[1]}"]
+        if "id" in query and _LETTER.fullmatch(any_id):
+            letter = await self._store.letter(any_id)
+            return [letter["job_id"].decode()] if letter else []
+        found = [await self._store.find(vendor, any_id) for vendor in VENDORS]
+        return [job_id for job_id in found if job_id]
 
     async def read(self, request: Request) -> Response:
         return await self._rows.answer(request.path_params["id"], 200)

@@ -9,19 +9,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api.auth import BearerKeys
+from service.api.auth import BearerKeys, Keys
 from service.deployment import Deployment
 from service.metrics import begin_at_zero, exposition
 
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def routes(deployment: Deployment) -> list[Route]:
+def routes(deployment: Deployment, keys: Keys) -> list[Route]:
     store = deployment.store
     begin_at_zero(deployment.settings.accounts)
 
     async def metrics(_request: Request) -> Response:
         return Response(exposition(await store.counts(), await store.gauges()), media_type=_TEXT)
 
-    keys = Middleware(BearerKeys, api_keys=deployment.settings.api_keys)
-    return [Route("/metrics", metrics, methods=["GET"], middleware=[keys])]
+    return [Route("/metrics", metrics, methods=["GET"], middleware=[Middleware(BearerKeys, keys=keys)])]

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api import costs, endpoints, events, jobs, operator, quarantine
+from service.api import costs, endpoints, events, jobs, operator, overview, quarantine
 from service.api.quarantine import LetterView
 from service.api.vendors import VendorEntry, schema_of
 from service.fields import FieldError
@@ -39,7 +39,16 @@ _BODIES: Final = (
     *(jobs.TrackRequest, jobs.AttachRequest, operator.ResolveRequest),
     *(endpoints.EndpointRequest, endpoints.EndpointChange, endpoints.ReplayRequest),
 )
-_ANSWERS: Final = (Job, LetterView, VendorEntry, Problem, endpoints.EndpointView, endpoints.Secret, Attempt)
+_ANSWERS: Final = (
+    Job,
+    LetterView,
+    overview.Overview,
+    VendorEntry,
+    Problem,
+    endpoints.EndpointView,
+    endpoints.Secret,
+    Attempt,
+)
 
 
 def routes() -> list[Route]:
@@ -108,7 +117,7 @@ def _ref(name: str) -> Schema:
 def _paths() -> Schema:
     page = {"type": "object", "required": ["data", "next_cursor"]}
     cursor = {"type": ["string", "null"]}
-    job, letter = _path("id", r"job_[0-9a-v]{24}"), _path("id", r"qua_[0-9a-f]{24}")
+    job, letter = _JOB, _path("id", r"qua_[0-9a-f]{24}")
     entry = {"type": "object", "required": ["at", "source", "status", "applied", "why"]}
     number, sums = _path("number", "[0-9]{1,4}"), {"type": "array", "items": {"type": "object"}}
     orders = [_order(vendor, model) for vendor in VENDORS.values() for model in vendor.MODELS]
@@ -144,6 +153,9 @@ def _paths() -> Schema:
         "/v1/jobs/{id}/refresh": {"post": _operation("Ask the vendor now", {202: _ref("Job")}, [job], more=(409,))},
         "/v1/jobs/{id}/resolve": {
             "post": _operation("Say what became of it", {200: _ref("Job")}, [job], _ref("ResolveRequest"), (409,))
+        },
+        "/v1/overview": {
+            "get": _operation("How it is going", {200: _ref("Overview")}, query(overview.QUERY)),
         },
         "/v1/costs": {"get": _operation("Estimated and charged, summed up", {200: _data(sums)}, query(costs.QUERY))},
         "/v1/quarantine": {
@@ -189,6 +201,9 @@ def _endpoint_paths(tries: Schema) -> Schema:
         f"{at}/secret": {"post": _operation("Replace the secret", {201: _ref("Secret")}, one)},
         f"{at}/test": {"post": _operation("Send an event that says nothing", sent, one, more=(409,))},
         f"{at}/replay": {"post": _operation("Send again in bulk", again, one, _ref("ReplayRequest"), (409,))},
+        "/v1/jobs/{id}/deliveries": {
+            "get": _operation("The latest tries to tell of a job", {200: _data(_list("Attempt"))}, [_JOB])
+        },
         "/v1/deliveries/{id}/replay": {"post": _operation("Send one event again", sent, delivery, more=(409,))},
     }
 
@@ -231,6 +246,9 @@ def _data(items: Schema) -> Schema:
 
 def _path(name: str, pattern: str) -> Schema:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": f"^{pattern}$"}}
+
+
+_JOB: Final = _path("id", r"job_[0-9a-v]{24}")
 
 
 def query(known: Mapping[str, re.Pattern[str] | frozenset[str]]) -> list[Schema]:

@@ -61,15 +61,23 @@ def problem_response(error: ApiError) -> Response:
     )
 
 
+#: What handlers raise that is nobody's bug.
+REFUSALS: Final = (ApiError, HTTPException, RedisError, CommitFailed, OSError)
+
+
 async def on_error(_request: Request, error: Exception) -> Response:
-    """Whatever a handler raised, as a problem: our own refusals, Starlette's, a store that is down, and bugs."""
+    return problem_response(as_problem(error))
+
+
+def as_problem(error: Exception) -> ApiError:
+    """Whatever a handler raised: our own refusals, Starlette's, a store that is down, and bugs."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, HTTPException):
-        error = ApiError(error.status_code, error.detail, headers=error.headers)
-    elif isinstance(error, RedisError | CommitFailed | OSError):  # nothing was promised; the caller should come again
-        error = ApiError(503, "the store cannot be written right now; try again", headers={"Retry-After": "5"})
-    elif not isinstance(error, ApiError):
-        error = ApiError(500, "an error of ours; it is in the log")
-    return problem_response(error)
+        return ApiError(error.status_code, error.detail, headers=error.headers)
+    if isinstance(error, REFUSALS):  # nothing was promised; the caller should come again
+        return ApiError(503, "the store cannot be written right now; try again", headers={"Retry-After": "5"})
+    return ApiError(500, "an error of ours; it is in the log")
 
 
 async def read_body(request: Request) -> bytes:

@@ -53,8 +53,11 @@ class _Quarantine:
         return _json({"data": [_view(row) for row in rows], "next_cursor": cursor})
 
     async def show(self, request: Request) -> Response:
+        """One letter as it came, and what today's code reads in it."""
         letter = await self._letter(request)
-        return _json(msgspec.structs.asdict(_view(letter)) | {"raw": letter["body"].decode(errors="replace")})
+        view, body = _view(letter), letter["body"]
+        more = {"raw": body.decode(errors="replace"), "reads": VENDORS[view.vendor].read_callback(body)}
+        return _json(msgspec.structs.asdict(view) | more)
 
     async def replay(self, request: Request) -> Response:
         need(request, "admin")

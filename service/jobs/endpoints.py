@@ -1,7 +1,8 @@
 """Endpoints of subscribers, and what is on its way to them: the owner of these keys, together with deliver.lua.
 
 endpoints hash, id → Endpoint · secrets:{id} hash, secret → ms until which it signs (0: for good)
-routes hash, id → what `commit.lua` lets through · attempts:{id} stream of the latest tries
+routes hash, id → what `commit.lua` lets through
+attempts:{id} stream of the latest tries at an endpoint · attempts_of:{job} list of those about a job
 deliveries:{id}, lanes:{id}, tries:{id}, state:{id}: what waits, see deliver.lua
 """
 
@@ -277,6 +278,10 @@ class Endpoints:
         rows: Any = await self._redis.xrevrange(key, last, "-", count=limit + 1)
         more = rows[limit - 1][0].decode() if len(rows) > limit else None
         return [fields[b"attempt"] for _, fields in rows[:limit]], more
+
+    async def attempts_of_json(self, job_id: str) -> list[bytes]:
+        """The latest tries to tell of a job, newest first."""
+        return cast("list[bytes]", await self._redis.lrange(self._key("attempts_of", job_id), 0, -1))
 
 
 def _event(id_: str, type_: str, ms: int, data: bytes) -> bytes:

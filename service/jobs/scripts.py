@@ -20,6 +20,7 @@ from service.settings import Settings
 STREAM_LENGTH: Final = 100_000
 #: Tries that are kept of each endpoint, about, and for how long after the last one.
 ATTEMPTS_KEPT: Final = 1000
+ATTEMPTS_OF_JOB: Final = 100
 ATTEMPTS_SECONDS: Final = 7 * 86_400
 #: An endpoint that fails so often in a row is left alone for a while.
 PAUSE_AFTER: Final = 5
@@ -129,6 +130,7 @@ def script_text(name: str, settings: Settings) -> str:
         "TRIAL": TRIAL_MS,
         "STREAM_LENGTH": STREAM_LENGTH,
         "ATTEMPTS_KEPT": ATTEMPTS_KEPT,
+        "ATTEMPTS_OF_JOB": ATTEMPTS_OF_JOB,
         "ATTEMPTS_SECONDS": ATTEMPTS_SECONDS,
         "PAUSE_AFTER": PAUSE_AFTER,
         "TIMELINE_LENGTH": TIMELINE_LENGTH,

@@ -53,6 +53,14 @@ class Ordered(msgspec.Struct, frozen=True, kw_only=True):
         return self.submission.step is not None and not self.step_done
 
 
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """How a vendor is doing, by kind of call."""
+
+    unwell: dict[str, tuple[int, int]]  #: failures in a row, and until when it is left alone (ms)
+    calls: dict[str, int]  #: made within the window of the limit
+    in_line: int  #: jobs that wait for their turn to be sent
+
+
 class CostSum(msgspec.Struct, frozen=True):
     """One sum of one day: `what` is `jobs`, `unknown`, `estimated`, `charged` or `difference`."""
 
@@ -313,6 +321,28 @@ class Store:
         """
         return int(await self._vendor(args=["unwell", vendor, kind, wait_ms, age_ms])) / 1000
 
+    async def vendor_health(self, windows: Mapping[str, Mapping[str, float]]) -> dict[str, Health]:
+        """How vendors are doing, given the windows of their limits in seconds, by kind of call."""
+        pipeline = self.redis.pipeline(transaction=False)
+        for vendor, kinds in windows.items():
+            pipeline.zcard(self.key("turns", vendor))
+            for kind in ("read", "submit"):
+                pipeline.hmget(self._health(vendor, kind), ("failures", "retry_at"))
+            for kind in kinds:
+                pipeline.lrange(self.key("calls", vendor, kind), 0, -1)
+        told, now = iter(await pipeline.execute()), await self.now_ms()
+        return {
+            vendor: Health(
+                in_line=next(told),
+                unwell={kind: (int(n or 1), int(at)) for kind in ("read", "submit") for n, at in [next(told)] if at},
+                calls={kind: sum(now - int(at) <= 1000 * kinds[kind] for at in next(told)) for kind in kinds},
+            )
+            for vendor, kinds in windows.items()
+        }
+
+    def _health(self, vendor: str, kind: str) -> str:
+        return self.key("vendor", vendor) if kind == "read" else self.key("vendor", vendor, kind)
+
     async def take_turn(self, vendor: str, kind: str, line: Line) -> float:
         """Seconds to wait before a call may be made; 0 where the turn is taken by this very question."""
         return int(await self._vendor(args=["take", vendor, kind, line.requests, line.window])) / 1000
@@ -343,6 +373,13 @@ class Store:
         """The sums of all time, or of an hour (UTC, as 2026-07-01T08) of the last eight days."""
         found = cast("dict[bytes, bytes]", await self.redis.hgetall(self.key("metrics", *([hour] if hour else []))))
         return {sample.decode(): float(amount) for sample, amount in found.items()}
+
+    async def counts_of(self, hours: list[str]) -> list[dict[str, float]]:
+        """The sums of several hours, in their order."""
+        pipeline = self.redis.pipeline(transaction=False)
+        for hour in hours:
+            pipeline.hgetall(self.key("metrics", hour))
+        return [{name.decode(): float(n) for name, n in found.items()} for found in await pipeline.execute()]
 
     async def gauges(self) -> dict[str, float]:
         """How things stand now, by sample."""

@@ -75,6 +75,10 @@ elseif what == 'sent' or what == 'failed' then
   if redis.call('HEXISTS', endpoints, endpoint) == 0 then return 0 end
   redis.call('XADD', key('attempts', endpoint), 'MAXLEN', '~', ATTEMPTS_KEPT, '*', 'attempt', attempt)
   redis.call('EXPIRE', key('attempts', endpoint), ATTEMPTS_SECONDS)
+  local of_job = key('attempts_of', (member:match('^%S+')))
+  redis.call('LPUSH', of_job, attempt)
+  redis.call('LTRIM', of_job, 0, ATTEMPTS_OF_JOB - 1)
+  redis.call('EXPIRE', of_job, ATTEMPTS_SECONDS)
   local mine = held(member, lease)
   if what == 'sent' then
     redis.call('HDEL', state, 'failures', 'since', 'retry_at', 'pauses', 'paused')
