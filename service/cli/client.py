@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Client:
             url, key = _address()
         self._http = httpx.Client(
             base_url=url,
-            headers={"Authorization": f"Bearer {key}"},
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=30,
             trust_env=False,
             follow_redirects=False,
@@ -64,14 +64,25 @@ class Client:
         raise click.ClickException(_words(answer))
 
     @contextmanager
-    def stream(self, path: str, **params: str | None) -> Iterator[Iterator[str]]:
-        """The lines of an answer that does not end by itself; httpx's errors are the caller's."""
+    def stream(self, path: str, **params: str | tuple[str, ...] | None) -> Iterator[Iterator[str]]:
+        """The lines of an answer that does not end by itself. Errors of httpx are the caller's, 5xx among them."""
         given = {name: value for name, value in params.items() if value is not None}
         with self._http.stream("GET", path, params=given, timeout=45) as answer:
-            if not answer.is_success:
+            if answer.is_error:
                 answer.read()
+            if answer.is_server_error:
+                raise httpx.RemoteProtocolError(_words(answer))
+            if answer.is_error:
                 raise click.ClickException(_words(answer))
-            yield answer.iter_lines()
+            yield _lines(answer.iter_bytes())
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Lines, which end with a line feed and nothing else: JSON may hold U+2028, where httpx would break them too."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from map(bytes.decode, whole)
 
 
 def _words(answer: httpx.Response) -> str:

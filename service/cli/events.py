@@ -23,13 +23,13 @@ def events() -> None:
 
 @events.command()
 @click.option("--after", metavar="POSITION", help="From behind this position on; 0 is the beginning.")
-@click.option("--type", "type_", type=click.Choice([*EVENT_TYPES, DISABLED]))
-@click.option("--vendor", type=click.Choice(sorted(VENDORS)))
-@click.option("--job-id")
+@click.option("--type", type=click.Choice([*EVENT_TYPES, DISABLED]), multiple=True)
+@click.option("--vendor", type=click.Choice(sorted(VENDORS)), multiple=True)
+@click.option("--job-id", multiple=True)
 @json_option
-def tail(after: str | None, type_: str | None, vendor: str | None, job_id: str | None, as_json: bool) -> None:
+def tail(after: str | None, as_json: bool, **wanted: tuple[str, ...]) -> None:
     """Print events until Ctrl-C, and where to go on: nothing is lost while the connection is."""
-    client, wanted = Client(), {"type": type_, "vendor": vendor, "job_id": job_id}
+    client = Client()
     try:
         while True:
             try:
@@ -42,7 +42,8 @@ def tail(after: str | None, type_: str | None, vendor: str | None, job_id: str |
                 click.echo(f"connecting again: {error}", err=True)
             time.sleep(1)
     finally:
-        click.echo(f"to go on: --after {after}", err=True)
+        if after:
+            click.echo(f"to go on: --after {after}", err=True)
 
 
 def told(lines: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import click
 from redis import RedisError
 
 from service.cli.client import Client, deployment_settings
-from service.cli.output import console, json_option, print_json, table
+from service.cli.output import coloured, console, json_option, print_json, table
 from service.jobs.store import connect_sync
 from service.model import VERDICTS, Archive, Status
 from service.vendors import VENDORS
@@ -140,7 +140,8 @@ def print_event(event: dict[str, Any], as_json: bool) -> None:
     about = event["data"]
     error = f"  {about['error']['message']}" if about.get("error") else ""
     where = about.get("vendor") or f"{about['url']}  {about['disabled_reason']}"
-    console.print(f"{event['timestamp']}  {event['type']:<16} {about['id']}  {where}{error}", soft_wrap=True)
+    line = f"{event['timestamp']}  {event['type']:<16} {about['id']}  {where}{error}"
+    console.print(coloured(line), soft_wrap=True)
 
 
 def ended(job: dict[str, Any]) -> int | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 from rich.console import Console
@@ -21,6 +22,9 @@ _COLOURS = {
     "succeeded": "green", "stored": "green", "failed": "red", "expired": "red", "cancelled": "yellow",
     "processing": "cyan", "waiting": "cyan", "unconfirmed": "yellow",
 }  # fmt: skip
+
+#: What would move a terminal's cursor, name its window, or worse.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 #: Columns that give way where a terminal is narrow; the others are never broken.
 _LONG = {"job", "error", "why", "value", "detail", "takes", "price", "delivery_id", "answer"}
@@ -43,7 +47,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
 
 
 def coloured(value: object) -> Text:
-    words = "-" if value is None else str(value)
+    words = "-" if value is None else _CONTROL.sub("\ufffd", str(value))  # vendors and subscribers send them
     return Text(words, style=_COLOURS.get(words, ""))
 
 
