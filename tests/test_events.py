@@ -9,7 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httpx
 import pytest
@@ -20,7 +20,8 @@ from service.cli.events import told
 from service.deployment import Deployment, opened
 from service.jobs.stream import position
 from tests.support import deployment as deployments
-from tests.support.processes import eventually_async
+from tests.support.files import Files, status, whole
+from tests.support.processes import BIN, Processes, eventually_async
 from tests.support.web import API_KEY, CREDENTIALS, Web, web_process
 
 #: An event's position and JSON.
@@ -74,19 +75,22 @@ def test_one_that_was_told_nothing_yet_resumes_as_well(web: Web) -> None:
     web.ended()
     with listening(web, params={"after": at}) as found:
         assert take(found, 2) == ledger(web)[2:]
+    with listening(web, params={"after": "0"}, headers={"Last-Event-ID": at}) as found:  # as a browser comes again
+        assert take(found, 2) == ledger(web)[2:]
 
 
 def test_filters_let_through_what_they_name(web: Web) -> None:
     [job_id], _ = web.ended(), web.ended(vendor="chanjing")
     marked = json.dumps({"id": "evt_x", "type": "endpoint.disabled", "data": {"id": "ep_x"}})
     web.redis.xadd(web.key("stream"), {"event": marked})
-    filters: list[tuple[dict[str, str], list[int]]] = [
+    filters: list[tuple[dict[str, Any], list[int]]] = [
         ({}, [0, 1, 2, 3, 4]),
         ({"vendor": "chanjing"}, [2, 3]),
         ({"type": "job.failed"}, [1, 3]),
         ({"job_id": job_id}, [0, 1]),
         ({"type": "job.failed", "vendor": "kitta"}, [1]),
         ({"type": "endpoint.disabled"}, [4]),
+        ({"type": ["job.submitted", "endpoint.disabled"]}, [0, 2, 4]),
     ]
     for params, numbers in filters:
         with listening(web, params={**params, "after": "0"}) as found:
@@ -100,6 +104,8 @@ def test_filters_let_through_what_they_name(web: Web) -> None:
         ({"params": {"after": "1-2-3"}}, 422),
         ({"params": {"type": "job.done"}}, 422),
         ({"params": {"colour": "red"}}, 422),
+        ({"params": {"after": ["0", "1-0"]}}, 422),
+        ({"params": {"after": "9999999999999999-0"}}, 410),
         ({"headers": {"Authorization": "Bearer wrong"}}, 401),
     ],
 )
@@ -186,6 +192,33 @@ def test_a_process_that_stops_lets_its_listeners_go(redis_url: str, tmp_path: Pa
         assert "Traceback" not in web.process.output()
 
 
+def test_the_terminal_goes_on_whatever_comes_between(files: Files, processes: Processes) -> None:
+    job = {"id": "job_x", "vendor": "kitta", "error": {"message": "[/b] \x1b[2J of \u2028 theirs"}}
+    event = json.dumps({"timestamp": "now", "type": "job.failed", "data": job}, ensure_ascii=False)
+    told_once = whole(f"id: 1-1\nevent: job.failed\ndata: {event}\n\n".encode(), media_type="text/event-stream")
+    gone = whole(b'{"detail": "gone"}', status=410)
+    url = files.serve("/v1/events", status(503), told_once, status(502), gone).removesuffix("/v1/events")
+    command: list[str | Path] = [
+        BIN / "callsheet",
+        "--url",
+        url,
+        "events",
+        "tail",
+        "--type",
+        "job.failed",
+        "--type",
+        "job.stored",
+    ]
+    tail = processes.start("tail", command)
+    assert tail.wait() == 1
+    assert "job_x  kitta  [/b] \ufffd[2J of \u2028 theirs\n" in tail.output()
+    asked = [request.target.partition("?")[2] for request in files.requests("/v1/events")]
+    filters = "type=job.failed&type=job.stored"
+    assert asked == [filters, filters, f"after=1-1&{filters}", f"after=1-1&{filters}"]
+    assert "gone (HTTP 410)" in tail.output()
+    assert "to go on: --after 1-1" in tail.output()
+
+
 # -- the feed itself ---------------------------------------------------------------------------------------------------
 
 
@@ -195,20 +228,29 @@ async def deployment(redis_url: str) -> AsyncIterator[Deployment]:
         yield made
 
 
+@pytest.mark.parametrize("busy", [False, True])
 async def test_a_sign_of_life_tells_how_far_a_listener_is(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, busy: bool
 ) -> None:
-    monkeypatch.setattr(events, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(events, "HEARTBEAT", 0.3)
     feed = Feed(deployment)
-    found = events._told(feed, await feed.now(), {"type": "job.stored"})
+    found = events._told(feed, await feed.now(), {"type": frozenset({"job.stored"})})
     assert await anext(found) == b"retry: 1000\nid: 0-0\n\n"
-    at = await deployment.redis.xadd("callsheet:stream", {"event": b'{"id":"a","type":"job.failed","data":{}}'})
-    alive = b": alive\nid: %b\n\n" % (at if isinstance(at, bytes) else b"")
+    added: list[bytes] = []
+    first, over = asyncio.ensure_future(anext(found)), asyncio.Event()
 
-    async def said() -> bool:
-        return await anext(found) == alive
+    async def others() -> None:
+        while not added or (busy and not over.is_set()):
+            event = b'{"id":"a","type":"job.failed","data":{}}'
+            added.append(cast("bytes", await deployment.redis.xadd("callsheet:stream", {"event": event})))
+            await asyncio.sleep(0.02)  # oftener than a heart beats
 
-    await eventually_async(said, "its position")
+    adding = asyncio.create_task(others())
+    async with asyncio.timeout(5):
+        said = [await first, await anext(found)]
+    over.set()
+    await adding
+    assert said[1] in [b": alive\nid: %b\n\n" % at for at in added]
     await feed.close()
     assert [each async for each in found] == []
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api.events import QUERY
+from service.api.events import FILTERS, QUERY
 from service.api.openapi import Schema, anything, query
 from service.jobs.endpoints import DISABLED, EVENT_TYPES, TEST
 from service.model import Endpoint, Event
@@ -57,7 +57,7 @@ def document(settings: Settings) -> Schema:
         schemas[type_.__name__]["properties"]["type"] = {"enum": list(known)}
     prefix, url = settings.key_prefix, urlsplit(settings.public_url)
     every, of_jobs, sent = (Event, EndpointEvent), (Event,), (Event, TestEvent)
-    filters = {"type": "object", "properties": {each["name"]: each["schema"] for each in query(QUERY)}}
+    filters = {"type": "object", "properties": {each["name"]: each["schema"] for each in query(QUERY, FILTERS)}}
     channels = {
         "pubsub": _channel(f"{prefix}:events", "Redis pub/sub: at once, at most once.", every, "redis"),
         "pubsubOfJob": _channel(f"{prefix}:events:{{job_id}}", "The same, of one job.", of_jobs, "redis")

@@ -1,7 +1,7 @@
 """`GET /v1/events`: the stream as Server-Sent Events, for any number of listeners over one reader of Redis.
 
-`Last-Event-ID` (or `?after=`) resumes; without it, what happens from now on. A position that the stream has let go of
-is answered with 410, and not skipped in silence.
+`Last-Event-ID` (or `?after=`) resumes; without it, what happens from now on. A position that the stream has let go of,
+or has never come to, is answered with 410, and not skipped in silence.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ QUERY: Final[dict[str, re.Pattern[str] | frozenset[str]]] = {
     "vendor": frozenset(VENDORS),
     "job_id": re.compile(r"job_[0-9a-v]{24}"),
 }
+#: What may be said more than once; each of the words is let through.
+FILTERS: Final = frozenset({"type", "vendor", "job_id"})
 
 _log = logs.get("events")
 
@@ -113,22 +115,19 @@ class Feed:
                 self._reader = asyncio.create_task(self._read(last))
         return self._latest[-1].at if self._latest else self._before
 
-    async def since(self, last: Position) -> list[Entry] | None:
-        """What comes after a position, waited for as long as a heart may stand still; None where some of it is gone."""
+    async def since(self, last: Position, seconds: float = HEARTBEAT) -> list[Entry] | None:
+        """What comes after a position, waited for so long; None where some of it is gone."""
         await self.now()
         if last < self._before:
             rows: Any = await self._redis.xrange(self._key, f"({_written(last)}", "+", count=PAGE)
-            (
-                begins,
-                _,
-            ) = await self.ends()  # asked afterwards: the page was whole
+            begins, _ = await self.ends()  # asked afterwards: the page was whole
             if last < begins:
                 return None
             if rows:
                 return [_entry(at, fields[b"event"]) for at, fields in rows]
         if not (found := self._after(last)) and not self.ended:
             with suppress(TimeoutError):
-                async with asyncio.timeout(HEARTBEAT):
+                async with asyncio.timeout(seconds):
                     await self._news.wait()
             found = self._after(last)
         return found
@@ -159,19 +158,21 @@ class Feed:
 
 def routes(feed: Feed) -> list[Route]:
     async def events(request: Request) -> Response:
-        query = read_query(request, QUERY)
-        after = query.pop("after", "") or request.headers.get("last-event-id", "")
+        query = read_query(request, QUERY, several=FILTERS)
+        after = request.headers.get("last-event-id") or query.get("after")  # who comes again asks for the same URL
         if after and not _POSITION.fullmatch(after):
             raise ApiError(400, "Last-Event-ID is not a position of the stream")
         with feed.listening():
             last = position(after) if after else await feed.now()
-            begins, _ = await feed.ends()
-        if last < begins:
+            begins, ends = await feed.ends()
+        if after and not begins <= last <= ends:
+            words = "no longer goes back so far, only to" if last < begins else "has not come so far: it goes on from"
             oldest = _written(begins)
-            raise ApiError(410, f"the stream no longer goes back so far, only to {oldest}", oldest=oldest)
+            raise ApiError(410, f"the stream {words} {oldest}", oldest=oldest)
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
-        return StreamingResponse(_told(feed, last, query), headers=_UNBUFFERED, media_type="text/event-stream")
+        wanted = {name: frozenset(request.query_params.getlist(name)) for name in FILTERS & query.keys()}
+        return StreamingResponse(_told(feed, last, wanted), headers=_UNBUFFERED, media_type="text/event-stream")
 
     return [Route("/events", events, methods=["GET"])]
 
@@ -180,19 +181,22 @@ def routes(feed: Feed) -> list[Route]:
 _UNBUFFERED: Final = {"X-Accel-Buffering": "no"}
 
 
-async def _told(feed: Feed, last: Position, wanted: dict[str, str]) -> AsyncIterator[bytes]:
+async def _told(feed: Feed, last: Position, wanted: dict[str, frozenset[str]]) -> AsyncIterator[bytes]:
     """What comes after `last`. A sign of life tells the position too: there are filters that let little through."""
+    clock = asyncio.get_running_loop().time
     with feed.listening():
         yield b"retry: 1000\nid: %b\n\n" % _written(last).encode()
+        said = clock()
         while not feed.ended:
-            entries = await feed.since(last)
+            entries = await feed.since(last, said + HEARTBEAT - clock())
             if entries is None:  # it reads more slowly than the stream forgets: it comes again, and is told so
                 return
             last = entries[-1].at if entries else last
             text = b"".join(entry.text for entry in entries if _fits(entry, wanted))
-            if text or not (entries or feed.ended):
+            if text or clock() >= said + HEARTBEAT:
                 yield text or b": alive\nid: %b\n\n" % _written(last).encode()
+                said = clock()
 
 
-def _fits(entry: Entry, wanted: dict[str, str]) -> bool:
-    return all(getattr(entry, name) == value for name, value in wanted.items())
+def _fits(entry: Entry, wanted: dict[str, frozenset[str]]) -> bool:
+    return all(getattr(entry, name) in words for name, words in wanted.items())

@@ -180,7 +180,7 @@ def _endpoint_paths(tries: Schema) -> Schema:
     new, changed = _ref("EndpointRequest"), _ref("EndpointChange")
     sent = {202: _object(delivery_id={"type": "string"})}
     again = {202: _object(events={"type": "integer"}, complete={"type": "boolean"})}
-    stream = _operation("Server-Sent Events", {}, query(events.QUERY), more=(400, 410))
+    stream = _operation("Server-Sent Events", {}, query(events.QUERY, events.FILTERS), more=(400, 410))
     stream["responses"]["200"] = {
         "description": "events, until the listener goes",
         "content": {"text/event-stream": {}},
@@ -251,13 +251,14 @@ def _path(name: str, pattern: str) -> Schema:
 _JOB: Final = _path("id", r"job_[0-9a-v]{24}")
 
 
-def query(known: Mapping[str, re.Pattern[str] | frozenset[str]]) -> list[Schema]:
+def query(known: Mapping[str, re.Pattern[str] | frozenset[str]], several: frozenset[str] = frozenset()) -> list[Schema]:
     schemas: dict[str, Schema] = {
         name: {"enum": sorted(rule)}
         if isinstance(rule, frozenset)
         else {"type": "string", "pattern": f"^({rule.pattern})$"}
         for name, rule in known.items()
     }
+    schemas |= {name: {"type": "array", "items": schemas[name]} for name in several}
     return [{"name": name, "in": "query", "schema": schema} for name, schema in schemas.items()]
 
 

@@ -125,13 +125,16 @@ def decode_body(given: Mapping[str, object], type_: type[T], checks: Checks) -> 
     return found
 
 
-def read_query(request: Request, known: Mapping[str, re.Pattern[str] | frozenset[str]]) -> dict[str, str]:
+def read_query(
+    request: Request, known: Mapping[str, re.Pattern[str] | frozenset[str]], several: frozenset[str] = frozenset()
+) -> dict[str, str]:
     """The query's parameters, each of which must match its pattern or be one of its words.
 
     Raises:
-        ApiError: 422 with every parameter that is unknown or does not match.
+        ApiError: 422 with every parameter that is unknown, does not match, or is there twice and not one of `several`.
     """
-    errors = []
+    given = [name for name in request.query_params.keys() - several if len(request.query_params.getlist(name)) > 1]
+    errors = [FieldError(name, "is given more than once") for name in given]
     for name, value in request.query_params.multi_items():
         rule = known.get(name)
         if rule is None:

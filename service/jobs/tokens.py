@@ -11,7 +11,7 @@ from typing import Final
 SHARED: Final = "shared"  #: stands in for the job's id in the one URL that a vendor's own dashboard takes
 
 #: Whatever looks like a token's MAC, wherever it turns up: vendors echo the request, and with it our callback URL. A
-#: garbled body may end in the middle of one. Subscribers, where a signature is wrong to them, tell what it was made with.
+#: garbled body may end in the middle of one. Subscribers may tell the secret, where a signature is wrong.
 _MACS: Final = (
     (b"job_", re.compile(rb"(job_[0-9a-v]{24}\.)[A-Za-z0-9_-]{1,43}")),
     (b"shared.", re.compile(rb"(shared\.)(?=[A-Za-z0-9_-]{16})[A-Za-z0-9_-]{1,43}")),
