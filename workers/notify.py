@@ -36,8 +36,8 @@ LOOK_EVERY: Final = 0.2
 #: Seconds of one request as a whole, less than a worker has to stop in; and how much of its answer is read.
 SECONDS: Final = 15.0
 ANSWER_BYTES: Final = 1024
-#: A run and what it sends are believed to live for so long. Longer than a request may take.
-LEASE_MS: Final = 60_000
+#: A run and what it sends are believed to live for so long: longer than a request takes, after each of which it says so.
+LEASE_MS: Final = 30_000
 #: An endpoint that nothing has got through to for so long is disabled.
 DISABLE_AFTER_MS: Final = 5 * 86_400_000
 
@@ -60,19 +60,23 @@ class Notifier:
         """
         run, over = uuid4().hex, False
         sending: set[asyncio.Task[None]] = set()
-        while sending or not (over or self._stop.is_set()):
-            room = 0 if over or self._stop.is_set() else IN_FLIGHT - len(sending)
-            if room:
-                claim = await self._endpoints.claim(endpoint_id, run, LEASE_MS, room, hold=bool(sending))
-                over = claim is None
-                if claim:
-                    sending |= {asyncio.create_task(self._send(claim, waiting)) for waiting in claim.waiting}
-            if sending:
-                look = LOOK_EVERY if room and len(sending) < IN_FLIGHT else None
-                done, sending = await asyncio.wait(sending, timeout=look, return_when=asyncio.FIRST_COMPLETED)
-                for trouble in filter(None, (task.exception() for task in done)):
-                    metrics.errors("notify").inc()
-                    _log.error("a delivery was left to its lease", endpoint=endpoint_id, trouble=repr(trouble)[:300])
+        try:
+            while sending or not (over or self._stop.is_set()):
+                room = 0 if over or self._stop.is_set() else IN_FLIGHT - len(sending)
+                if room:
+                    claim = await self._endpoints.claim(endpoint_id, run, LEASE_MS, room, hold=bool(sending))
+                    over = claim is None
+                    if claim:
+                        sending |= {asyncio.create_task(self._send(claim, waiting)) for waiting in claim.waiting}
+                if sending:
+                    look = LOOK_EVERY if room and len(sending) < IN_FLIGHT else None
+                    done, sending = await asyncio.wait(sending, timeout=look, return_when=asyncio.FIRST_COMPLETED)
+                    for trouble in filter(None, (task.exception() for task in done)):
+                        metrics.errors("notify").inc()
+                        words = repr(trouble)[:300]
+                        _log.error("a delivery was left to its lease", endpoint=endpoint_id, trouble=words)
+        finally:  # where Redis went away meanwhile, what is on its way still has to be noted
+            await asyncio.gather(*sending, return_exceptions=True)
         if not over:
             await self._endpoints.release(endpoint_id, run)
             raise Interrupted
