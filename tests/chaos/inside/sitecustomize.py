@@ -64,7 +64,7 @@ def _wrong_clock(seconds: float) -> None:
     time.time_ns = lambda: right_ns() + int(seconds * 1e9)
 
 
-def _without_sweeper() -> None:
+def _without_sweeper(_: float = 0.0) -> None:
     from service.jobs.store import Store
 
     async def sweep(self: Store, limit: int) -> int:
@@ -73,7 +73,7 @@ def _without_sweeper() -> None:
     Store.sweep = sweep  # type: ignore[method-assign]
 
 
-def _without_lease() -> None:
+def _without_lease(_: float = 0.0) -> None:
     from service.jobs.store import Store
 
     async def lease(self: Store, name: str, owner: str, ms: int) -> bool:
@@ -82,25 +82,25 @@ def _without_lease() -> None:
     Store.lease = lease  # type: ignore[method-assign]
 
 
-def _without_atomic() -> None:
+def _without_atomic(probability: float = 0.01) -> None:
     """The commit tells the world in a second step, and dies before it now and then."""
     from redis.asyncio import Redis
     from redis.commands.core import AsyncScript
 
     from service.jobs import scripts
 
-    whole = scripts.script_text
+    whole, second = scripts.script_text, list[str]()
 
     def split(name: str, settings: Any) -> str:
         text = whole(name, settings)
         if name != "commit":
             return text
-        begin, end = text.index("  redis.call('XADD'"), text.index("local function is_verdict")
-        kept = "  UNTOLD[#UNTOLD + 1] = event\nend\n\n"
-        text = text[:begin] + kept + text[end:]
-        text = text.replace("\nlocal commit --", "\nlocal UNTOLD = {}\nlocal commit --")
-        head, _, tail = text.rpartition("return answers")
-        return f"{head}return {{answers, UNTOLD, {{key('stream'), key('events')}}}}{tail}"
+        begin, end = text.index("  local entry = redis.call('XADD'"), text.index("end\n\nlocal function is_verdict")
+        prelude, _, rest = text[:begin].partition("\nlocal commit --")
+        second[:] = [prelude + _TELL.format(told=text[begin:end])]
+        first = f"{prelude}\nlocal UNTOLD = {{}}\nlocal commit --{rest}{_UNTOLD}{text[end:]}"
+        head, _, tail = first.rpartition("return answers")
+        return f"{head}return {{answers, UNTOLD}}{tail}"
 
     scripts.script_text = split
 
@@ -109,14 +109,13 @@ def _without_atomic() -> None:
     script_of: Callable[..., Any] = tracker._Batch.__init__
 
     def init(self: tracker._Batch, script: AsyncScript) -> None:
+        tell = cast("Redis", script.registered_client).register_script(second[0])
+
         async def in_two_steps(args: list[bytes]) -> Any:
-            answers, untold, (stream, channel) = await script(args=args)
-            client = cast("Redis", script.registered_client)
+            answers, untold = await script(args=args)
             if untold:
-                _die(0.01)
-            for event in untold:
-                await client.xadd(stream, {"event": event})
-                await client.publish(channel, event)
+                _die(probability)
+                await tell(args=untold)
             return answers
 
         script_of(self, in_two_steps)
@@ -124,6 +123,13 @@ def _without_atomic() -> None:
     tracker._Batch.__init__ = init  # type: ignore[method-assign]
 
 
+_UNTOLD: Final = "  UNTOLD[#UNTOLD + 1] = cjson.encode({event, id, type, job.vendor})\n"
+_TELL: Final = """
+for _, packed in ipairs(ARGV) do
+  local event, id, type, vendor = unpack(cjson.decode(packed))
+  local job = {{vendor = vendor}}
+{told}end
+"""
 _WITHOUT: Final = {"sweeper": _without_sweeper, "lease": _without_lease, "atomic": _without_atomic}
 
 
@@ -136,7 +142,7 @@ def _obey(words: str) -> None:
             case "clock":
                 _wrong_clock(float(rest[0]))
             case "without":
-                _WITHOUT[rest[0]]()
+                _WITHOUT[rest[0]](*map(float, rest[1:]))
 
 
 _obey(os.environ.get("CHAOS", ""))
