@@ -36,7 +36,7 @@ LOOK_EVERY: Final = 0.2
 #: Seconds of one request as a whole, less than a worker has to stop in; and how much of its answer is read.
 SECONDS: Final = 15.0
 ANSWER_BYTES: Final = 1024
-#: A run and what it sends are believed to live for so long: longer than a request takes, after each of which it says so.
+#: A run and what it sends are believed to live for so long: longer than a request takes; after each it says so again.
 LEASE_MS: Final = 30_000
 #: An endpoint that nothing has got through to for so long is disabled.
 DISABLE_AFTER_MS: Final = 5 * 86_400_000

@@ -114,7 +114,8 @@ def _played(pairs: list[tuple[str, Show]]) -> list[Row]:
         try:
             for name, played in playing:
                 try:
-                    rows += played.result()
+                    rows += (some := played.result())
+                    print(f"{name}: {'; '.join(word for row in some for word in row.findings) or 'good'}", flush=True)
                 except NotPlayed as why:
                     print(f"{name} is not played: {why}")
                 except Exception as error:  # the others are played all the same

@@ -69,6 +69,7 @@ def _reckoned(cast: Cast, scenario: Scenario) -> list[Row]:
         "callbacks": dict(books.callbacks()),
         **cast.figures,
         "uploads left behind": len(unfinished(stage.s3)),
+        "webhooks not taken": sum(log.count('"outcome":"again"') for log in stage.logs().values()),
         "errors logged": _errors(stage),
     }
     groups = sorted({entry.order.group for entry in stage.ledger.entries.values()})
