@@ -88,7 +88,12 @@ def _unique(pairs: list[tuple[str, object]]) -> None:
 def _read(value: object, type_: Any) -> object:
     if isinstance(value, msgspec.Raw):
         return msgspec.json.decode(value, type=type_)
-    return msgspec.convert(value, type_)
+    try:
+        return msgspec.convert(value, type_)
+    except msgspec.ValidationError:
+        if isinstance(value, float) and value.is_integer():  # 5.0 is an integer too, to JSON Schema
+            return msgspec.convert(int(value), type_)
+        raise
 
 
 def _form(type_: object) -> str | None:

@@ -109,7 +109,11 @@ def test_the_s3_server_of_compose_serves_the_bucket_that_the_others_use(tmp_path
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret-of-the-bucket"}
     server = processes.start("s3", ["/bin/sh", "-c", command], env={**keys, "RCLONE_CONFIG": ""})
     server.wait_until(lambda: listening(port), "the S3 server")
-    options: Any = {"endpoint": f"http://127.0.0.1:{port}", "region": "us-east-1", "virtual_hosted_style_request": False}
+    options: Any = {
+        "endpoint": f"http://127.0.0.1:{port}",
+        "region": "us-east-1",
+        "virtual_hosted_style_request": False,
+    }
     store = obstore.store.S3Store(
         folder.name,
         access_key_id="key",

@@ -396,7 +396,7 @@ HOSTILE_VALUES: Final = {
     **{f"{depth} lists": b"[" * depth + b"]" * depth for depth in (MAX_DEPTH, 900, 10_000, 100_000)},
     **{f"{depth} objects": b'{"a":' * depth + b"1" + b"}" * depth for depth in (900, 10_000, 100_000)},
     **{f"{digits} digits": b"9" * digits for digits in (20, 40, 400, 5_000, 500_000)},
-    "many digits behind the point": b"-0." + b"9" * 5_000 + b"e-5000",
+    "many digits behind the point": b"-1.5" + b"9" * 5_000,
     "a float beyond a float": b"1e999",
     "NaN": b"NaN",
     "Infinity": b"-Infinity",

@@ -25,7 +25,7 @@ from service.model import Endpoint, new_id
 from service.vendors import VENDORS
 from service.vendors.inputs import Url
 
-PAGE: Final = {"limit": re.compile(r"[1-9][0-9]?|100"), "cursor": re.compile(r"\d{13}-\d{1,9}")}
+PAGE: Final = {"limit": re.compile(r"[1-9][0-9]?|100"), "cursor": re.compile(r"[1-9]\d{12}-\d{1,9}")}
 
 Words = Annotated[tuple[str, ...], msgspec.Meta(max_length=50)]
 
@@ -50,7 +50,7 @@ class EndpointChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplayRequest(msgspec.Struct, frozen=True, kw_only=True):
-    since: datetime
+    since: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class EndpointView(Endpoint, frozen=True, kw_only=True):
@@ -149,7 +149,7 @@ class _Endpoints:
         """Send every event since a moment again; `complete`: the stream goes back so far."""
         need(request, "admin")
         endpoint = self._enabled(await self._endpoint(request))
-        wanted = decode_body(decode_object(await read_body(request)), ReplayRequest, {"since": _time_is_wrong})
+        wanted = decode_body(decode_object(await read_body(request)), ReplayRequest, {})
         since = max(0, int(wanted.since.timestamp() * 1000))
         events, complete = await self._endpoints.replay(endpoint, since)
         return _answer({"events": events, "complete": complete}, 202)
@@ -202,10 +202,6 @@ class _Endpoints:
 def _not_among(words: Iterable[str], known: Iterable[str]) -> str | None:
     wrong = [word for word in words if word not in known]
     return f"{wrong[0][:40]!r} is not one of {', '.join(known)}" if wrong else None
-
-
-def _time_is_wrong(since: datetime) -> str | None:
-    return "needs a time zone" if since.tzinfo is None else None
 
 
 def _answer(body: object, status: int = 200) -> Response:

@@ -15,6 +15,7 @@ from service.api import costs, endpoints, events, jobs, operator, overview, quar
 from service.api.quarantine import LetterView
 from service.api.vendors import VendorEntry, schema_of
 from service.fields import FieldError
+from service.jobs.endpoints import EVENT_TYPES
 from service.model import Attempt, Job
 from service.vendors import VENDORS
 from service.vendors.base import Vendor
@@ -68,6 +69,9 @@ def document() -> Schema:
     schemas["TrackRequest"]["properties"]["vendor"] = {"enum": sorted(VENDORS)}
     for type_ in _BODIES:  # what is not known is refused
         schemas[type_.__name__]["additionalProperties"] = False
+    for name, known in (("types", EVENT_TYPES), ("vendors", VENDORS)):
+        new, changed = (schemas[body]["properties"][name] for body in ("EndpointRequest", "EndpointChange"))
+        new["items"] = changed["anyOf"][0]["items"] = {"enum": sorted(known)}
     id_ = schemas["AttachRequest"]["properties"]["vendor_job_id"]
     schemas["ResolveRequest"] = {
         "oneOf": [
@@ -185,6 +189,8 @@ def _endpoint_paths(tries: Schema) -> Schema:
         "description": "events, until the listener goes",
         "content": {"text/event-stream": {}},
     }
+    forget = _operation("Send nothing there any more", {}, one)
+    forget["responses"]["204"] = {"description": "it is forgotten"}
     return {
         "/v1/events": {"get": stream},
         "/v1/endpoints": {
@@ -194,8 +200,7 @@ def _endpoint_paths(tries: Schema) -> Schema:
         at: {
             "get": _operation("Read an endpoint", {200: view}, one),
             "patch": _operation("Change an endpoint", {200: view}, one, changed),
-            "delete": _operation("Send nothing there any more", {}, one)
-            | {"responses": {"204": {"description": "it is forgotten"}}},
+            "delete": forget,
         },
         f"{at}/deliveries": {"get": _operation("The latest tries", {200: tries}, [*one, *query(endpoints.PAGE)])},
         f"{at}/secret": {"post": _operation("Replace the secret", {201: _ref("Secret")}, one)},
@@ -213,7 +218,9 @@ def _order(vendor: Vendor, model: Model[Any, Any]) -> Schema:
     parts = {"input": schema_of(model.input), "vendor_input": schema_of(model.vendor_input)}
     rules: list[Schema] = [{"oneOf": [_given(name) for name in group]} for group in model.one_of]
     rules += [{"anyOf": [{"not": _given(name)}, _given(needed)]} for name, needed in model.needs.items()]
-    needed = ["vendor", "input"] + ["vendor_input"] * bool(parts["vendor_input"].get("required"))
+    needed = ["vendor", *(name for name, part in parts.items() if part.get("required"))]
+    if "vendor_input" not in needed:
+        parts["vendor_input"] = {"anyOf": [parts["vendor_input"], {"type": "null"}]}
     properties = {
         "vendor": {"const": vendor.SLUG},
         "model": {"enum": [model.name, None]},

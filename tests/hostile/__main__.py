@@ -16,11 +16,12 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from tests.hostile import bombs, crowds, forgeries, garbage, leaks, links
+from tests.hostile import bombs, crowds, described, forgeries, garbage, leaks, links
 from tests.hostile.stage import SEED, Result, Scenario, Stage
 
 SCENARIOS: Final[Mapping[str, Scenario]] = {
     "garbage": garbage.run,
+    "described": described.run,
     "crowds": crowds.run,
     "links": links.run,
     "bombs": bombs.run,
