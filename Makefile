@@ -36,6 +36,9 @@ hostile: $(READY) ## hostile input, links and crowds against the real processes;
 fanout: $(READY) ## twenty endpoints, half of them bad, beside the same run without those; some minutes
 	@$(BIN)/python -m tests.fanout $(ARGS)
 
+scale: $(READY) ## the same 10,000 jobs by one process of each kind and by many: the same ledger, and what a job costs
+	@$(BIN)/python -m tests.scale $(ARGS)
+
 check: $(READY) ## lint, format, types, who may import whom, an audit of what is pinned, and validators of files for others
 	@status=0; \
 	$(BIN)/ruff check || status=1; \

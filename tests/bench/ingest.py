@@ -55,7 +55,16 @@ def stand(folder: Path, peers: Sequence[str] = (), appendfsync: str = "everysec"
         subjects = {OURS: Subject(OURS, web.process.pid, int(web.url.rpartition(":")[2]))}
         for name in FLOORS:
             port = free_port()
-            words = [BIN / "python", "-m", "tests.bench.apps", _APPS[name], "--port", str(port), "--redis-url", valkey.url]
+            words = [
+                BIN / "python",
+                "-m",
+                "tests.bench.apps",
+                _APPS[name],
+                "--port",
+                str(port),
+                "--redis-url",
+                valkey.url,
+            ]
             process = stack.enter_context(Process(words, log=folder / f"{_APPS[name]}.log"))
             process.wait_until(lambda port=port: listening(port), "a listening server")  # type: ignore[misc]
             subjects[name] = Subject(name, process.pid, port)

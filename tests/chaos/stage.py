@@ -159,6 +159,11 @@ class Stage:
             **self.plan.settings,
         }
 
+    @property
+    def running(self) -> dict[str, Process]:
+        """By name: web, worker-0, …"""
+        return dict(self._running)
+
     # -- processes -------------------------------------------------------------------------------------------
 
     def start_all(self) -> None:
