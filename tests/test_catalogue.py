@@ -114,6 +114,7 @@ def test_the_takers_of_an_input_are_all_that_could_do_it(
             {"input.reference_image_url"},
         ),
         ("lipsync_studio", None, IMAGE | TWO | {"seed": "7"}, {}, "lipsync-image-multi", {"input.seed"}),
+        ("lipsync_studio", None, IMAGE | TWO | {"seed": 7.5}, {}, "lipsync-image-multi", {"input.seed"}),
         ("lipsync_studio", None, IMAGE, {}, "lipsync-image", {"input.audio_url"}),
         ("lipsync_studio", "lipsync-video", IMAGE | AUDIO, {}, "lipsync-video", {"input.image_url", "input.video_url"}),
         ("chanjing", None, VIDEO | {"text": "hi"}, {}, "basic", {"input.voice"}),
@@ -169,6 +170,13 @@ def test_what_no_vendor_could_fetch_is_no_url(url: str) -> None:
 def test_what_can_be_fetched_is_a_url(url: str) -> None:
     assert isinstance(choose("kitta", None, {"video_url": url, **AUDIO}, {}), Order)
     assert isinstance(choose("kitta", None, {"video_url": f"{url}{'a' * 2048}", **AUDIO}, {}), Misfit)
+
+
+@pytest.mark.parametrize("seed", [7, 7.0, 0.0])
+def test_a_whole_number_is_one_however_it_is_written(seed: float) -> None:
+    order = choose("lipsync_studio", None, IMAGE | TWO | {"seed": seed}, {})
+    assert isinstance(order, Order)
+    assert repr(msgspec.structs.asdict(order.input)["seed"]) == str(int(seed))
 
 
 def test_a_field_in_the_wrong_object_is_told_where_it_goes() -> None:

@@ -56,6 +56,7 @@ def test_an_endpoint_is_made_read_changed_and_deleted(web: Web) -> None:
         ({}, ["url"]),
         ({"url": "http://shop.example/"}, ["url"]),
         ({"url": "https://me:pw@shop.example/"}, ["url"]),
+        ({"url": "https://[half.example/"}, ["url"]),
         ({"url": "ftp://shop.example/", "colour": 1}, ["colour", "url"]),
         ({"url": URL, "types": ["job.done"], "vendors": ["nobody"]}, ["types", "vendors"]),
         ({"url": URL, "types": "job.stored", "metadata": []}, ["metadata", "types"]),
@@ -146,6 +147,8 @@ def test_tries_are_read_in_pages(web: Web) -> None:
         seen += [row["number"] for row in page["data"]]
         cursor = page["next_cursor"]
     assert seen == list(range(24, -1, -1))
+    nowhere = web.api.get(f"/v1/endpoints/{endpoint['id']}/deliveries", params={"cursor": "0000000000000-0"})
+    assert nowhere.status_code == 422
 
 
 # -- the terminal ------------------------------------------------------------------------------------------------------
