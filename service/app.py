@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import tracing
 from service.api import (
     asyncapi,
     callbacks,
@@ -31,6 +32,7 @@ from service.api.auth import BearerKeys, Keys
 from service.api.problems import REFUSALS, on_error
 from service.dashboard import views as dashboard
 from service.deployment import Deployment, configured
+from service.jobs.tokens import redact
 from service.settings import Settings
 
 
@@ -83,6 +85,7 @@ class _Hardened:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def hardened(message: Message) -> None:
             if message["type"] == "http.response.start":
+                tracing.note(http_status=message["status"])
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
@@ -100,4 +103,13 @@ class _InFront:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         short = scope["type"] == "http" and scope["path"].startswith(callbacks.PREFIX)
-        await (self._callbacks if short else self._router)(scope, receive, send)
+        app = self._callbacks if short else self._router
+        if scope["type"] != "http" or scope["method"] in (
+            "GET",
+            "HEAD",
+        ):  # they change nothing, and may last for hours
+            await app(scope, receive, send)
+            return
+        path = None if short else redact(scope["path"].encode(errors="replace")).decode()
+        with tracing.span("callback" if short else scope["method"], kind="server", path=path):
+            await app(scope, receive, send)

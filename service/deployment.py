@@ -10,7 +10,7 @@ from typing import Self
 
 from redis.asyncio import Redis
 
-from service import logs, metrics
+from service import logs, metrics, tracing
 from service.jobs.scripts import Ask
 from service.jobs.store import Store, connect
 from service.jobs.tokens import Tokens, redact
@@ -34,6 +34,10 @@ class Deployment:
     @asynccontextmanager
     async def opened(self, part: str) -> AsyncIterator[Self]:
         """Count for as long as the block lasts; then close the connections, once what is on its way has arrived."""
+        if self.settings.tracing and not tracing.begin(part):
+            logs.get("tracing").warning(
+                "there is no tracing: OTEL_EXPORTER_OTLP_ENDPOINT wants callsheet[otel] installed"
+            )
         stop = asyncio.Event()
         counting = asyncio.create_task(metrics.Counts(part, self.store.add_counts).run(stop))
         try:
@@ -44,6 +48,8 @@ class Deployment:
             await asyncio.wait({counting}, timeout=metrics.LAST)
             counting.cancel()
             await self.redis.aclose()
+            if self.settings.tracing:
+                await asyncio.to_thread(tracing.end)
 
 
 @asynccontextmanager

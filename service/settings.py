@@ -104,6 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_callback_bytes: int = 16 * 2**20  #: a legal apimodels callback echoes base64 audio: 8 MB and more
     max_output_bytes: int = 5 * 2**30
     worker_concurrency: int = 32  #: tasks in flight in one worker process
+    tracing: bool = False  #: whether there is a collector for traces; OpenTelemetry itself reads where
     log_format: str = "auto"  #: `json`, `console`, or `auto`: console on a terminal, else json
 
     def queue(self, task: str) -> str:
@@ -135,6 +136,7 @@ def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = Non
         "max_callback_bytes": reader.amount("MAX_CALLBACK_BYTES", int, 16 * 2**20, least=1),
         "max_output_bytes": reader.amount("MAX_OUTPUT_BYTES", int, 5 * 2**30, least=1),
         "worker_concurrency": reader.amount("WORKER_CONCURRENCY", int, 32, least=1),
+        "tracing": bool(reader.word("OTEL_EXPORTER_OTLP_ENDPOINT")),
         "log_format": reader.choice("LOG_FORMAT", ("auto", "json", "console")),
     }
     deadline, retention = settings["job_deadline"], settings["job_retention_days"]
@@ -154,11 +156,11 @@ class _Reader:
         self._environ = environ
         self.problems: list[str] = []
 
-    def _get(self, name: str) -> str:
+    def word(self, name: str) -> str:
         return self._environ.get(name, "").strip()
 
     def _required(self, name: str, what: str) -> str:
-        value = self._get(name)
+        value = self.word(name)
         if not value:
             self.problems.append(f"{name} is missing: set it to {what}")
         return value
@@ -197,19 +199,19 @@ class _Reader:
         return keys
 
     def prefix(self) -> str:
-        value = self._get("KEY_PREFIX") or "callsheet"
+        value = self.word("KEY_PREFIX") or "callsheet"
         if not all(c.isalnum() or c in "-_." for c in value) or not value.isascii():
             self.problems.append("KEY_PREFIX may hold letters, digits, '-', '_' and '.' only")
         return value
 
     def flag(self, name: str, *, default: bool) -> bool:
-        value = self._get(name).lower()
+        value = self.word(name).lower()
         if value not in ("", "0", "1", "true", "false"):
             self.problems.append(f"{name} is {value!r}: set it to 1 or 0")
         return default if not value else value in ("1", "true")
 
     def amount(self, name: str, type_: Callable[[str], float], default: float | None, least: int = 0) -> float | None:
-        value = self._get(name)
+        value = self.word(name)
         if not value:
             return default
         try:
@@ -222,7 +224,7 @@ class _Reader:
         return found
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
-        value = self._get(name) or choices[0]
+        value = self.word(name) or choices[0]
         if value not in choices:
             self.problems.append(f"{name} is {value[:20]!r}: set it to one of {', '.join(choices)}")
         return value
@@ -230,11 +232,11 @@ class _Reader:
     def account(self, vendor: VendorNeeds) -> Account:
         """A vendor's account. A set of credentials that is begun and not complete is a problem; none at all is not."""
         name = f"{vendor.SLUG.upper()}_BASE_URL"
-        base_url = self.url(name, ("http", "https")) if self._get(name) else vendor.BASE_URL
+        base_url = self.url(name, ("http", "https")) if self.word(name) else vendor.BASE_URL
         wanted = " or ".join(" + ".join(names) for names in vendor.CREDENTIALS)
         credentials: dict[str, str] = {}
         for names in vendor.CREDENTIALS:
-            values = {name: self._get(name) for name in names}
+            values = {name: self.word(name) for name in names}
             if all(values.values()):
                 credentials = values
                 break
@@ -254,7 +256,7 @@ class _Reader:
         found = dict(vendor.LIMITS)
         for kind in dict.fromkeys(("read", "submit", *vendor.LIMITS)):
             name = f"{vendor.SLUG.upper()}_{kind.upper()}_LIMIT"
-            value = self._get(name)
+            value = self.word(name)
             limit = _limit(value)
             if limit is not None:
                 found[kind] = limit

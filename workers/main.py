@@ -30,7 +30,7 @@ from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 from rq.utils import utcformat
 
-from service import logs, metrics
+from service import logs, metrics, tracing
 from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
 from service.jobs.endpoints import MAX_ENDPOINTS
@@ -117,10 +117,10 @@ class Worker:
         execution, now = uuid4().hex, time.time()
         expiry = int(now + EXECUTION_SECONDS)
         args: list[str | float] = [self._queue, task_id, execution, self.name, _utc(now), now, expiry]
-        data = await self._start(args=args)
-        if data is None:  # RQ has forgotten it; if anything is left to do, the sweep knows
+        started = await self._start(args=args)
+        if started is None:  # RQ has forgotten it; if anything is left to do, the sweep knows
             return
-        outcome, trouble = await _run(data)
+        outcome, trouble = await _run(*started)
         now = time.time()
         await self._finish(args=[self._queue, task_id, execution, outcome, _utc(now), now])
         if trouble:
@@ -136,14 +136,16 @@ class Worker:
             pipeline.execute()
 
 
-async def _run(data: bytes) -> tuple[str, str]:
+async def _run(data: bytes, meta: bytes | None) -> tuple[str, str]:
     """Run what a task's data names. Its outcome for RQ, and the trouble it met."""
     try:
         path, _, args, kwargs = _DATA.decode(_plain(data))
         task = TASKS.get(path)
         if task is None:
             return "failed", f"{path!r} is not a task of this worker"
-        await task(*args, **kwargs)
+        around = _META.decode(meta).traceparent if meta else None
+        with tracing.span(path, around, kind="consumer", task=path, subject=str(args[0]) if args else None):
+            await task(*args, **kwargs)
     except Interrupted:
         return "again", ""
     except Exception:
@@ -151,6 +153,11 @@ async def _run(data: bytes) -> tuple[str, str]:
     return "finished", ""
 
 
+class _Meta(msgspec.Struct, frozen=True):
+    traceparent: str | None = None
+
+
+_META: Final = msgspec.json.Decoder(_Meta)
 _DATA: Final = msgspec.json.Decoder(tuple[str, None, list[object], dict[str, object]])
 
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import httpx
 
-from service import logs, metrics
+from service import logs, metrics, tracing
 from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
 from service.jobs.endpoints import MAX_ENDPOINTS, TEST, Claim, Endpoints, Waiting, delivery_id, read_head, says
@@ -92,7 +92,11 @@ class Notifier:
             return None
         began = time.monotonic()
         headers = signature(claim.secrets, head.id, int(time.time()), payload)
-        status, answer, wait = await self._post(endpoint.url, payload, headers)
+        with tracing.span("deliver", waiting.trace, kind="producer", job_id=job_id, endpoint=endpoint.id, event=type_):
+            if at := tracing.traceparent():
+                headers["traceparent"] = at
+            status, answer, wait = await self._post(endpoint.url, payload, headers)
+            tracing.note(http_status=status)
         delivered, left = status is not None and 200 <= status < 300, tasks.DELIVERY_RETRIES[waiting.tries :]
         again = None
         if not delivered and left:

@@ -14,7 +14,7 @@ import msgspec
 from redis import RedisError
 from starlette.types import Receive, Scope, Send
 
-from service import logs, metrics
+from service import logs, metrics, tracing
 from service.deployment import Deployment
 from service.jobs.tokens import SHARED, redact
 from service.jobs.tracker import CommitFailed, Recorded
@@ -93,6 +93,7 @@ class Callbacks:
                 return
         await _reply(send, answer)
         level = _log.info if answer.status == 200 else _log.warning
+        tracing.note(vendor=line["vendor"], job_id=line["job_id"], http_status=answer.status)
         seconds = time.perf_counter() - began
         metrics.callbacks(line["vendor"] or "unknown", _REFUSED.get(answer.status) or line["outcome"]).inc()
         if answer.status == 200:

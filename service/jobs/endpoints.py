@@ -44,6 +44,7 @@ class Waiting(msgspec.Struct, frozen=True):
     tries: int  #: so far
     lease: int
     event: bytes | None  #: as it was published, as long as the stream has it
+    trace: str | None = None  #: what it was published in, as a traceparent
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -181,7 +182,10 @@ class Endpoints:
         return Claim(
             endpoint=msgspec.json.decode(row, type=Endpoint),
             secrets=sorted(living, key=lambda secret: (ends[secret] != 0, -ends[secret])),
-            waiting=[Waiting(member.decode(), tries, lease, event) for member, tries, event in members],
+            waiting=[
+                Waiting(member.decode(), tries, lease, event, trace.decode() if trace else None)
+                for member, tries, event, trace in members
+            ],
         )
 
     async def release(self, endpoint_id: str, run: str) -> None:

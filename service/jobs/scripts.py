@@ -98,6 +98,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     create: bool = False
     deadline: int | None = None  #: ms that a new job may go without a verdict
     idempotency: Idempotency | None = None
+    trace: str | None = None  #: the traceparent of what it was committed in
 
 
 def pack_body(body: bytes) -> str:

@@ -18,7 +18,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
-from service import metrics
+from service import metrics, tracing
 from service.jobs import rules
 from service.jobs.scripts import Ask, Commit, Idempotency, Letter, Line, pack_body, script_text
 from service.jobs.tokens import redact, redact_whole
@@ -122,7 +122,10 @@ class Tracker:
                 recording it again is harmless.
             CommitFailed: Redis refused this fact alone.
         """
-        return _counted(await self._batch.commit(self._fact(observation, how)), how["vendor"], observation)
+        with tracing.span("record", vendor=how["vendor"], source=observation.source, status=observation.status):
+            recorded = await self._batch.commit(self._fact(observation, how))
+            tracing.note(outcome=recorded.outcome, job_id=recorded.job_id)
+        return _counted(recorded, how["vendor"], observation)
 
     def record_now(self, redis: SyncRedis, observation: Observation, **how: Unpack[How]) -> Recorded:
         """`record` for callers without an event loop. `redis` answers in bytes."""
@@ -176,6 +179,7 @@ class Tracker:
                 idempotency=Idempotency(idempotency[0], hashlib.sha256(idempotency[1]).hexdigest())
                 if idempotency
                 else None,
+                trace=tracing.traceparent(),
             )
         )
 

@@ -28,7 +28,8 @@ local function announce(job, id, type)
   job._events = events .. type .. ' '
   local event = '{"id":"evt_' .. id:sub(5) .. '_' .. type:sub(5) .. '","type":"' .. type .. '","timestamp":"' .. iso(NOW)
     .. '","data":' .. job_json(job) .. '}'
-  local entry = redis.call('XADD', key('stream'), 'MAXLEN', '~', STREAM_LENGTH, '*', 'event', event)
+  local fields = {'event', event, trace and 'trace', trace}
+  local entry = redis.call('XADD', key('stream'), 'MAXLEN', '~', STREAM_LENGTH, '*', unpack(fields))
   local member = string.format('%s %s-%09d %s', id, entry:match('%d+'), entry:match('%d+$'), type)
   local routes = redis.call('HGETALL', key('routes'))
   for i = 1, #routes, 2 do -- '<types>|<vendors>', each word between spaces; nothing is all of them
@@ -414,6 +415,7 @@ end
 
 commit = function(fact, packed)
   fact.told = fact.told or {}
+  trace = fact.trace
   local id, job, answer = find(fact), nil, nil
   fact.create = fact.create and redis.call('EXISTS', key('job', id)) == 0 -- a client that lost our answer says it again
   if fact.create then

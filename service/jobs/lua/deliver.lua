@@ -4,7 +4,7 @@
 -- tries:{endpoint} how often it was tried. state:{endpoint}: busy (a task is queued or runs) · run, until (the run that has the
 -- endpoint, for so long) · failures in a row, since (ms, the first of them) · retry_at (left alone until then), pauses, paused
 -- (how many in a row, ms of the last). ARGV: what, endpoint, then for
--- 'claim' run, lease ms, limit, 1 where the run goes on anyway → {lease, endpoint, secrets, {member, tries before, event or nil}…};
+-- 'claim' run, lease ms, limit, 1 where the run goes on anyway → {lease, endpoint, secrets, {member, tries before, event or nil, its trace or nil}…};
 --   nil where another run has the endpoint, or where nothing is due: then the run is over in the same step, and whatever comes
 --   next sets off another
 -- 'release' run · 'drop' member, lease · 'sent' member, lease, attempt · 'failed' member, lease, attempt, ms to the next try
@@ -59,7 +59,7 @@ if what == 'claim' then
     local ms, number = member:match(' (%d+)%-(%d+) ')
     local id = string.format('%s-%d', ms, number)
     local entry = redis.call('XRANGE', key('stream'), id, id)[1]
-    claimed[i + 3] = {member, tonumber(redis.call('HGET', tries, member) or 0), entry and entry[2][2] or false}
+    claimed[i + 3] = {member, tonumber(redis.call('HGET', tries, member) or 0), entry and entry[2][2] or false, entry and entry[2][4] or false}
   end
   if retry_at and #members > 0 then redis.call('HSET', state, 'retry_at', lease) end
   redis.call('HSET', state, 'busy', 1, 'run', run, 'until', lease)

@@ -87,7 +87,9 @@ end
 
 -- Puts a task of ours on its RQ queue, exactly as RQ's own enqueue would (a test holds the two side by side), and notes
 -- by when it should have moved. Whatever happens to the RQ job, the sweep finds that note.
-local function push_task(name, id)
+local trace -- of the fact that is being committed, as W3C writes a traceparent; only where the deployment traces
+
+local function push_task(name, id, meta)
   local task, rq_id = TASKS[name], name .. '-' .. id
   local at = iso(NOW, '000')
   local hash = {}
@@ -97,6 +99,8 @@ local function push_task(name, id)
   local rq_key = 'rq:job:' .. rq_id
   redis.call('DEL', rq_key) -- an earlier run's result, and its time to live
   redis.call('HSET', rq_key, unpack(hash))
+  meta = trace and '{"traceparent":"' .. trace .. '"}' or meta
+  if meta then redis.call('HSET', rq_key, 'meta', meta) end -- RQ's place for what a task brings along
   redis.call('SADD', 'rq:queues', 'rq:queue:' .. task.queue)
   redis.call('RPUSH', 'rq:queue:' .. task.queue, rq_id)
   redis.call('ZADD', key('tasks'), NOW + PATIENCE, rq_id)

@@ -28,14 +28,14 @@ for _, rq_id in ipairs(redis.call('ZRANGE', key('tasks'), '-inf', NOW, 'BYSCORE'
     if name == 'notify' then redis.call('HDEL', key('state', id), 'busy', 'run', 'until') end -- whoever had it has died, all sent
   else
     local queue = 'rq:queue:' .. TASKS[name].queue
-    local since, state = unpack(redis.call('HMGET', 'rq:job:' .. rq_id, 'enqueued_at', 'status'))
+    local since, state, meta = unpack(redis.call('HMGET', 'rq:job:' .. rq_id, 'enqueued_at', 'status', 'meta'))
     local head = head_since(queue)
     if head and since and state == 'queued' and since >= head then
       redis.call('ZADD', key('tasks'), NOW + PATIENCE, rq_id)
     else
       redis.call('LREM', queue .. ':intermediate', 0, rq_id)
       if name == 'notify' then redis.call('HSET', key('state', id), 'busy', 1) end
-      push_task(name, id)
+      push_task(name, id, meta)
       pushed = pushed + 1
     end
   end
