@@ -10,7 +10,7 @@ from typing import Self
 
 from redis.asyncio import Redis
 
-from service import logs, metrics, tracing
+from service import logs, metrics, reports, tracing
 from service.jobs.scripts import Ask
 from service.jobs.store import Store, connect
 from service.jobs.tokens import Tokens, redact
@@ -82,5 +82,11 @@ def configured() -> Settings:
         sys.exit(f"callsheet: {error}")
     except (*StorageError, ValueError) as error:
         sys.exit(f"callsheet: STORAGE_URL is not usable: {str(error).splitlines()[0]}")
-    logs.configure(settings.log_format, redact)
+    try:
+        reporting = bool(settings.sentry_dsn) and reports.begin(settings.sentry_dsn, redact, settings.secrets())
+    except ValueError:  # whose words may quote it
+        sys.exit("callsheet: SENTRY_DSN is not usable: take it from the project's settings in Sentry")
+    logs.configure(settings.log_format, redact, *([reports.report] if reporting else []))
+    if settings.sentry_dsn and not reporting:
+        logs.get("reports").warning("errors are not reported: SENTRY_DSN wants callsheet[sentry] installed")
     return settings

@@ -22,16 +22,18 @@ _QUIET: Final = ("httpx", "httpcore", "uvicorn.access", "rq.worker", "asyncio")
 Redact = Callable[[bytes], bytes]
 
 
-def configure(format_: str, redact: Redact) -> None:
+def configure(format_: str, redact: Redact, *steps: structlog.typing.Processor) -> None:
     """Send structlog's and the standard library's records to stdout in one form.
 
-    `format_` is `json`, `console` or `auto`. `redact` sees every line as the last step before it is written.
+    `format_` is `json`, `console` or `auto`. `redact` sees every line as the last step before it is written,
+    `steps` see it while its exception is still one.
     """
     console = format_ == "console" or (format_ == "auto" and sys.stdout.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at") if console else _stamped,
+        *steps,
     ]
     render = _last_step(
         structlog.dev.ConsoleRenderer(pad_event_to=28, exception_formatter=structlog.dev.plain_traceback)

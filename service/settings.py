@@ -105,11 +105,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_output_bytes: int = 5 * 2**30
     worker_concurrency: int = 32  #: tasks in flight in one worker process
     tracing: bool = False  #: whether there is a collector for traces; OpenTelemetry itself reads where
+    sentry_dsn: str = ""  #: where errors are reported to
     log_format: str = "auto"  #: `json`, `console`, or `auto`: console on a terminal, else json
 
     def queue(self, task: str) -> str:
         """The RQ queue of a task."""
         return f"{self.key_prefix}-{task}"
+
+    def secrets(self) -> list[str]:
+        """What nobody else is to read. API keys are not known here."""
+        held = [value for account in self.accounts.values() for value in account.credentials.values()]
+        return [*self.secret_keys, *held, urlsplit(self.redis_url).password or ""]
 
 
 def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = None) -> Settings:
@@ -137,6 +143,7 @@ def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = Non
         "max_output_bytes": reader.amount("MAX_OUTPUT_BYTES", int, 5 * 2**30, least=1),
         "worker_concurrency": reader.amount("WORKER_CONCURRENCY", int, 32, least=1),
         "tracing": bool(reader.word("OTEL_EXPORTER_OTLP_ENDPOINT")),
+        "sentry_dsn": reader.word("SENTRY_DSN"),
         "log_format": reader.choice("LOG_FORMAT", ("auto", "json", "console")),
     }
     deadline, retention = settings["job_deadline"], settings["job_retention_days"]
