@@ -755,6 +755,7 @@ def test_a_letter_says_whose_it_was_and_what_was_wrong(web: Web) -> None:
     web.callback(job["callback_url"], b'{"state": "paused \xff\xe4\xb8\xad"}')
     shown = web.api.get(f"/v1/quarantine/{letter['id']}").json()
     assert shown.pop("raw") == '{"state": "paused \ufffd中"}'
+    assert shown.pop("reads") == {"source": "callback", "problem": "bad_json", "detail": "not JSON"}
     assert shown == web.letters()[0]
     assert (shown["vendor"], shown["job_id"], shown["problem"], shown["count"]) == (
         "apimodels",

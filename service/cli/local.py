@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Final
 
@@ -233,8 +234,9 @@ class Local:
 
 
 def _relay(name: str, child: subprocess.Popen[bytes], on_line: Callable[[str, str], None]) -> None:
-    for line in child.stdout or ():
-        on_line(name, line.decode(errors="replace").rstrip())
+    with child.stdout or nullcontext(()) as lines:
+        for line in lines:
+            on_line(name, line.decode(errors="replace").rstrip())
 
 
 def _vendor_settings(sandbox: str, environ: Mapping[str, str]) -> dict[str, str]:

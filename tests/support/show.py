@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import httpx
 
@@ -37,7 +38,9 @@ _ENDS: Final = {"failed": "failed", "unanswered": "unconfirmed", "stuck": "proce
 class Show:
     """The deployment, and what its jobs are called here."""
 
-    def __init__(self, local: Local, subscriber: str) -> None:
+    def __init__(self, local: Local, subscriber: str, log: Path) -> None:
+        self._log = log
+        self.heard = _Subscriber.heard  #: a path for each webhook that came
         self.url = local.url
         self.api = httpx.Client(
             base_url=local.url, timeout=30, trust_env=False, headers={"Authorization": f"Bearer {KEYS['team']}"}
@@ -64,6 +67,15 @@ class Show:
         self.api.post(job["callback_url"], json={"code": 200, "data": told, "taskId": "hostile", "status": HOSTILE})
         return str(job["id"])
 
+    def log(self) -> str:
+        """What all processes have logged."""
+        return self._log.read_text()
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """The lines of the log under this name."""
+        lines = (json.loads(line[line.index("{") :]) for line in self.log().splitlines() if "{" in line)
+        return [line for line in lines if line.get("event") == event]
+
     def job(self, label: str) -> dict[str, Any]:
         return dict(self.api.get(f"/v1/jobs/{self.jobs[label]}").raise_for_status().json())
 
@@ -75,7 +87,10 @@ class Show:
 
 
 class _Subscriber(BaseHTTPRequestHandler):
+    heard: ClassVar[list[str]] = []
+
     def do_POST(self) -> None:
+        self.heard.append(self.path)
         self.rfile.read(int(self.headers["content-length"]))
         self.send_response(200 if self.path == "/taken" else 500)
         self.end_headers()
@@ -92,10 +107,10 @@ def show(folder: Path) -> Iterator[Show]:
     settings = {"API_KEYS": keys, "LOG_FORMAT": "json", "POLL_GRACE_SECONDS": "1"}
     subscriber = ThreadingHTTPServer(("127.0.0.1", 0), _Subscriber)
     threading.Thread(target=subscriber.serve_forever, daemon=True).start()
-    log = (folder / "log").open("w")
-    with log, Local(folder / "var", settings, seconds=0.5) as local:
+    path = folder / "log"
+    with path.open("w") as log, Local(folder / "var", settings, seconds=0.5) as local:
         local.start(lambda name, line: print(name, line, file=log, flush=True))
-        shown = Show(local, f"http://127.0.0.1:{subscriber.server_port}")
+        shown = Show(local, f"http://127.0.0.1:{subscriber.server_port}", path)
         with contextlib.closing(shown.api):
             eventually(lambda: not shown.unsettled(), "every job is where it should be", timeout=60)
             yield shown

@@ -14,7 +14,7 @@
     const shown = document.getElementById("liveness");
     if (shown && shown.textContent !== words) shown.textContent = words;
   };
-  if (document.querySelector("main[hx-get]")) liveness("Live");
+  if (document.querySelector("#live[hx-get]")) liveness("Live");
   document.addEventListener("htmx:beforeRequest", (event) => {
     if (document.hidden || !document.getSelection().isCollapsed) event.preventDefault(); // nobody looks, or somebody copies
   });
