@@ -26,6 +26,7 @@ from service.api import (
     operator,
     overview,
     quarantine,
+    reference,
     vendors,
 )
 from service.api.auth import BearerKeys, Keys
@@ -54,6 +55,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         routes=[
             *health.routes(deployment),
             *openapi.routes(),
+            *reference.routes(),
             *asyncapi.routes(deployment.settings),
             *metrics.routes(deployment, keys),
             Mount("/v1", app=api, middleware=[Middleware(BearerKeys, keys=keys)]),
