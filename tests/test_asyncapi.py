@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from service.deployment import Deployment
 from service.model import Event, Observation, Source, Status
 from tests.support import node
 from tests.support.web import Web
+from workers import notify
 
 
 def test_the_asyncapi_project_s_parser_finds_nothing_wrong(web: Web) -> None:
@@ -24,6 +26,17 @@ def test_the_asyncapi_project_s_parser_finds_nothing_wrong(web: Web) -> None:
     del broken["channels"]["sse"]["messages"]["Event"]["$ref"]
     broken["channels"]["sse"]["address"] = 7
     assert node.run("asyncapi.mjs", stdin=json.dumps(broken)) != "\n".join(told)
+
+
+def test_every_message_that_is_sent_to_an_endpoint_has_the_headers_that_are_described(web: Web) -> None:
+    document = web.http.get("/asyncapi.json").json()
+    sent = notify.signature(["whsec_AAAA", "whsec_BBBB"], "evt_1", 1_700_000_000, b"{}")
+    sent.pop("content-type")
+    for name in document["channels"]["webhook"]["messages"]:
+        described = document["components"]["messages"][name]["headers"]
+        assert described["required"] == list(described["properties"]) == list(sent)
+        for header, text in sent.items():
+            assert re.fullmatch(described["properties"][header].get("pattern", ".+"), text), header
 
 
 def test_channels_are_named_and_filled_as_they_are_described(web: Web) -> None:

@@ -56,14 +56,21 @@ def document(settings: Settings) -> Schema:
     for type_, known in _TYPES.items():
         schemas[type_.__name__]["properties"]["type"] = {"enum": list(known)}
     prefix, url = settings.key_prefix, urlsplit(settings.public_url)
-    every, of_jobs, sent = (Event, EndpointEvent), (Event,), (Event, TestEvent)
+    every, of_jobs, sent = ("Event", "EndpointEvent"), ("Event",), ("SignedEvent", "TestEvent")
+    messages = {"Event": _message(Event), "EndpointEvent": _message(EndpointEvent)}
+    messages |= {"SignedEvent": _message(Event) | _SIGNED, "TestEvent": _message(TestEvent) | _SIGNED}
     filters = {"type": "object", "properties": {each["name"]: each["schema"] for each in query(QUERY, FILTERS)}}
     channels = {
         "pubsub": _channel(f"{prefix}:events", "Redis pub/sub: at once, at most once.", every, "redis"),
         "pubsubOfJob": _channel(f"{prefix}:events:{{job_id}}", "The same, of one job.", of_jobs, "redis")
         | {"parameters": {"job_id": {"description": "the job's id"}}},
         "stream": _channel(f"{prefix}:stream", "A Redis stream: the field `event` of each entry.", every, "redis"),
-        "sse": _channel("/v1/events", "Server-Sent Events; `id` is the position in the stream.", every, "web"),
+        "sse": _channel(
+            "/v1/events",
+            "Server-Sent Events; `id` is the position in the stream, `Last-Event-ID` resumes.",
+            every,
+            "web",
+        ),
         "webhook": _channel(None, "An endpoint's URL; signed as the Standard Webhooks specification says.", sent),
     }
     bindings = {"sse": {"http": {"method": "GET", "query": filters}}, "webhook": {"http": {"method": "POST"}}}
@@ -89,23 +96,29 @@ def document(settings: Settings) -> Schema:
             }
             for name in channels
         },
-        "components": {"schemas": schemas, "messages": {type_.__name__: _message(type_) for type_ in _TYPES}},
+        "components": {"schemas": schemas, "messages": messages},
     }
 
 
-def _channel(address: str | None, says: str, types: tuple[type, ...], server: str = "") -> Schema:
+def _channel(address: str | None, says: str, messages: tuple[str, ...], server: str = "") -> Schema:
     return {
         "address": address,
         "description": says,
-        "messages": {type_.__name__: {"$ref": f"#/components/messages/{type_.__name__}"} for type_ in types},
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
         **({"servers": [{"$ref": f"#/servers/{server}"}]} if server else {}),
     }
 
 
 def _message(type_: type) -> Schema:
-    headers = {name: {"type": "string"} for name in ("webhook-id", "webhook-timestamp", "webhook-signature")}
     return {
         "summary": (type_.__doc__ or "").partition("\n")[0],
         "payload": {"$ref": f"#/components/schemas/{type_.__name__}"},
-        **({"headers": {"type": "object", "properties": headers}} if type_ is TestEvent else {}),
     }
+
+
+_HEADERS: Final[Schema] = {
+    "webhook-id": {"type": "string", "description": "the event's id, the same at every try"},
+    "webhook-timestamp": {"type": "string", "pattern": "^[0-9]+$", "description": "seconds, of this try"},
+    "webhook-signature": {"type": "string", "pattern": "^v1,[^ ]+( v1,[^ ]+)*$"},
+}
+_SIGNED: Final[Schema] = {"headers": {"type": "object", "required": list(_HEADERS), "properties": _HEADERS}}
