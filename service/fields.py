@@ -66,7 +66,7 @@ def too_many_parts(body: bytes) -> bool:
 def said_twice(body: bytes | str, found: object) -> bool:
     """Whether an object in the JSON text `body`, which reads as `found`, has a key twice: readers disagree on those."""
     text = body.encode(errors="surrogatepass") if isinstance(body, str) else body
-    # What is said once is there with all its quotation marks when it is written again; one may only be spelled otherwise.
+    # What is said once has all its quotation marks when it is written again; one may only be spelled otherwise.
     if text.count(b'"') == msgspec.json.encode(found).count(b'"') and b"\\u0022" not in text:
         return False
     try:

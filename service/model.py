@@ -203,9 +203,12 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     number: int  #: of the try, from 1
     status: int | None  #: HTTP; None where there was no answer
     ms: int
-    outcome: str  #: `delivered`, `again`, `given up`
+    outcome: str  #: one of OUTCOMES
     answer: str  #: how it began, or what went wrong; callback tokens blanked out
 
+
+#: What a try came to: it is tried again, or not.
+OUTCOMES: Final = ("delivered", "again", "given up")
 
 #: The event that a status or an archive state is announced by, once per job.
 STATUS_EVENTS: Final = {

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
-from service.jobs.endpoints import MAX_ENDPOINTS
-from service.model import Attempt
+from service.jobs.endpoints import MAX_ENDPOINTS, TEST
+from service.model import OUTCOMES, Attempt
 from tests.support.deployment import accounts, environment
 from tests.support.processes import BIN, Processes, eventually
 from tests.support.processes import environment as process_environment
@@ -129,6 +131,7 @@ def test_replays_name_what_they_cannot_do(web: Web) -> None:
     part = endpoint["id"].removeprefix("ep_")
     for wrong in ("x", f"dlv_{part}_{job_id}_1700000000000-000000000_job.stored", f"dlv_{'0' * 24}_{job_id}_0-0_x"):
         assert web.api.post(f"/v1/deliveries/{wrong}/replay").status_code == 404, wrong
+        assert web.api.get(f"/v1/deliveries/{wrong}").status_code == 404, wrong
     web.api.patch(at, json={"enabled": False})
     for path in ("test", "replay"):
         assert web.api.post(f"{at}/{path}", json={"since": "2026-07-01T08:00:00Z"}).status_code == 409
@@ -137,16 +140,31 @@ def test_replays_name_what_they_cannot_do(web: Web) -> None:
 
 def test_tries_are_read_in_pages(web: Web) -> None:
     endpoint = made(web)
+    [job_id] = web.ended()
     for number in range(25):
-        web.redis.xadd(web.key("attempts", endpoint["id"]), {"attempt": json.dumps({"number": number})})
-    seen: list[int] = []
-    cursor: str | None = ""
-    while cursor is not None:
-        params = {"limit": "10"} | ({"cursor": cursor} if cursor else {})
-        page = web.api.get(f"/v1/endpoints/{endpoint['id']}/deliveries", params=params).json()
-        seen += [row["number"] for row in page["data"]]
-        cursor = page["next_cursor"]
-    assert seen == list(range(24, -1, -1))
+        outcome = OUTCOMES[number % 3]
+        attempt = Attempt(
+            delivery_id=f"dlv_{number}", event_id="evt_1", type="job.failed" if number < 20 else TEST, job_id=job_id,
+            at=datetime.now(UTC), number=number, status=200, ms=1, outcome=outcome, answer='"outcome":"again"',
+        )  # fmt: skip
+        web.redis.xadd(web.key("attempts", endpoint["id"]), {"attempt": msgspec.json.encode(attempt)})
+
+    def pages(**wanted: str) -> list[int]:
+        seen: list[int] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            params = {"limit": "10", **wanted} | ({"cursor": cursor} if cursor else {})
+            page = web.api.get(f"/v1/endpoints/{endpoint['id']}/deliveries", params=params).json()
+            seen += [row["number"] for row in page["data"]]
+            cursor = page["next_cursor"]
+        return seen
+
+    every = list(range(24, -1, -1))
+    assert pages() == pages(job_id=job_id) == every
+    for rest, outcome in enumerate(OUTCOMES):
+        assert pages(outcome=outcome) == [number for number in every if number % 3 == rest]
+    assert pages(type=TEST, outcome="delivered") == [24, 21]
+    assert pages(job_id=f"job_{'0' * 24}") == []
     nowhere = web.api.get(f"/v1/endpoints/{endpoint['id']}/deliveries", params={"cursor": "0000000000000-0"})
     assert nowhere.status_code == 422
 
@@ -183,6 +201,12 @@ def test_the_terminal_does_it_all(web: Web, processes: Processes, tmp_path: Path
     assert (attempt["delivery_id"], attempt["status"], attempt["outcome"]) == (sent, None, "again")
     assert attempt["answer"] == "ConnectTimeout: its address is not allowed"
     assert "ConnectTimeout" in callsheet("deliveries", "list", id_)
+    shown = json.loads(callsheet("deliveries", "show", sent, "--json"))
+    assert (shown["id"], shown["waiting"], shown["event"]["type"]) == (sent, True, "endpoint.test")
+    assert shown["attempts"] == [attempt]
+    assert shown["due_at"] > attempt["at"]
+    assert len(json.loads(callsheet("deliveries", "list", id_, "--outcome", "again", "--json"))["data"]) == 1
+    assert '"waiting"' not in callsheet("deliveries", "show", sent)
     callsheet("deliveries", "replay", sent)
     eventually(lambda: len(tries()) == 2, "the next one", timeout=15)
     assert "whsec_" in callsheet("endpoints", "rotate", id_)

@@ -232,6 +232,16 @@ async def test_an_endpoint_hears_of_what_happens_from_then_on(at_work: Post) -> 
     assert at_work.hooks.delivered("/a") == [(job_id, "job.succeeded")]
 
 
+async def test_tries_are_kept_for_a_week(at_work: Post) -> None:
+    endpoint = await at_work.endpoint()
+    key, now = at_work.key("attempts", endpoint.id), await at_work.deployment.store.now_ms()
+    for days in (8, 6):
+        await at_work.redis.xadd(key, {"attempt": "{}"}, id=f"{now - days * DAY}-0")
+    await at_work.job("job.submitted")
+    await at_work.nothing_waits(endpoint)
+    assert await at_work.redis.xlen(key) == 2
+
+
 async def test_a_test_event_reaches_every_endpoint(at_work: Post) -> None:
     endpoint = await at_work.endpoint(types=("job.failed",), metadata={"x": 1})
     sent = await at_work.endpoints.test(endpoint.id)

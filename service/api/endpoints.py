@@ -16,15 +16,21 @@ from starlette.routing import Route
 from service.api.auth import need
 from service.api.jobs import metadata_is_wrong
 from service.api.problems import ApiError, by_method, decode_body, decode_object, read_body, read_query
-from service.api.rows import Rows, json_answer
+from service.api.rows import JOB_ID, Rows, json_answer
 from service.deployment import Deployment
 from service.fields import Checks
-from service.jobs.endpoints import EVENT_TYPES, MAX_ENDPOINTS, Endpoints, parse_delivery_id
-from service.model import Endpoint, new_id
+from service.jobs.endpoints import EVENT_TYPES, MAX_ENDPOINTS, TEST, Endpoints, parse_delivery_id
+from service.model import OUTCOMES, Attempt, Endpoint, new_id
 from service.vendors import VENDORS
 from service.vendors.inputs import VISIBLE
 
-PAGE: Final = {"limit": re.compile(r"[1-9][0-9]?|100"), "cursor": re.compile(r"[1-9]\d{12}-\d{1,9}")}
+PAGE: Final[dict[str, re.Pattern[str] | frozenset[str]]] = {
+    "limit": re.compile(r"[1-9][0-9]?|100"),
+    "cursor": re.compile(r"[1-9]\d{12}-\d{1,9}"),
+    "outcome": frozenset(OUTCOMES),
+    "type": frozenset({*EVENT_TYPES, TEST}),
+    "job_id": JOB_ID,
+}
 
 #: A host by name or number, without a user name: the signature says who sends.
 _HOST: Final = r"[!\"$-.0->A-Z^-~]+"
@@ -69,6 +75,17 @@ class EndpointView(Endpoint, frozen=True, kw_only=True):
     waiting: int
 
 
+class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
+    """One event to one endpoint, and what has come of it."""
+
+    id: str
+    endpoint_id: str
+    waiting: bool
+    due_at: datetime | None  #: about when it is tried next; null where it waits for an earlier event of its job
+    event: dict[str, object]
+    attempts: list[Attempt]  #: the latest first
+
+
 class Secret(msgspec.Struct, frozen=True):
     """Shown once; it verifies what comes."""
 
@@ -85,6 +102,7 @@ def routes(deployment: Deployment) -> list[Route]:
         Route(f"{one}/secret", endpoints.new_secret, methods=["POST"]),
         Route(f"{one}/test", endpoints.test, methods=["POST"]),
         Route(f"{one}/replay", endpoints.replay, methods=["POST"]),
+        Route("/deliveries/{id}", endpoints.delivery, methods=["GET"]),
         Route("/deliveries/{id}/replay", endpoints.replay_one, methods=["POST"]),
         Route("/jobs/{id}/deliveries", endpoints.of_job, methods=["GET"]),
     ]
@@ -139,9 +157,7 @@ class _Endpoints:
     async def deliveries(self, request: Request) -> Response:
         """The latest tries, newest first."""
         endpoint, query = await self._endpoint(request), read_query(request, PAGE)
-        rows, cursor = await self._endpoints.attempts_json(
-            endpoint.id, int(query.get("limit", "20")), query.get("cursor", "")
-        )
+        rows, cursor = await self._endpoints.attempts_json(endpoint.id, int(query.pop("limit", "20")), **query)
         return json_answer(b'{"data":[%b],"next_cursor":%b}' % (b",".join(rows), msgspec.json.encode(cursor)))
 
     async def of_job(self, request: Request) -> Response:
@@ -164,15 +180,35 @@ class _Endpoints:
         events, complete = await self._endpoints.replay(endpoint, since)
         return _answer({"events": events, "complete": complete}, 202)
 
+    async def delivery(self, request: Request) -> Response:
+        endpoint, member, event = await self._delivery(request)
+        delivery_id = request.path_params["id"]
+        waiting, due_at = await self._endpoints.due_at(endpoint.id, member)
+        rows, _ = await self._endpoints.attempts_json(endpoint.id, 100, delivery_id=delivery_id)
+        view = DeliveryView(
+            id=delivery_id,
+            endpoint_id=endpoint.id,
+            waiting=waiting,
+            due_at=due_at,
+            event=msgspec.json.decode(event),
+            attempts=[msgspec.json.decode(row, type=Attempt) for row in rows],
+        )
+        return _answer(view)
+
     async def replay_one(self, request: Request) -> Response:
         need(request, "admin")
-        delivery_id = request.path_params["id"]
-        endpoint_id, member = parse_delivery_id(delivery_id) or ("", "")
-        endpoint = await self._endpoints.get(endpoint_id)
-        if endpoint is None or await self._endpoints.event(member) is None:
-            raise ApiError(404, f"there is no delivery {delivery_id[:120]!r}")
+        endpoint, member, _ = await self._delivery(request)
         await self._endpoints.send(self._enabled(endpoint).id, member)
-        return _answer({"delivery_id": delivery_id}, 202)
+        return _answer({"delivery_id": request.path_params["id"]}, 202)
+
+    async def _delivery(self, request: Request) -> tuple[Endpoint, str, bytes]:
+        """Its endpoint, its member of what waits there, and its event."""
+        endpoint_id, member = parse_delivery_id(request.path_params["id"]) or ("", "")
+        endpoint = await self._endpoints.get(endpoint_id)
+        event = await self._endpoints.event(member) if endpoint else None
+        if endpoint is None or event is None:
+            raise ApiError(404, f"there is no delivery {request.path_params['id'][:120]!r}")
+        return endpoint, member, event
 
     async def _endpoint(self, request: Request) -> Endpoint:
         endpoint_id = request.path_params["id"]

@@ -47,6 +47,7 @@ _ANSWERS: Final = (
     VendorEntry,
     Problem,
     endpoints.EndpointView,
+    endpoints.DeliveryView,
     endpoints.Secret,
     Attempt,
 )
@@ -209,6 +210,7 @@ def _endpoint_paths(tries: Schema) -> Schema:
         "/v1/jobs/{id}/deliveries": {
             "get": _operation("The latest tries to tell of a job", {200: _data(_list("Attempt"))}, [_JOB])
         },
+        "/v1/deliveries/{id}": {"get": _operation("What became of an event", {200: _ref("DeliveryView")}, delivery)},
         "/v1/deliveries/{id}/replay": {"post": _operation("Send one event again", sent, delivery, more=(409,))},
     }
 

@@ -10,7 +10,8 @@ import click
 
 from service.cli.client import Client
 from service.cli.output import console, json_option, print_json, table
-from service.jobs.endpoints import EVENT_TYPES
+from service.jobs.endpoints import EVENT_TYPES, TEST
+from service.model import OUTCOMES
 from service.vendors import VENDORS
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -70,12 +71,15 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
 @click.argument("endpoint_id")
 @json_option
 def show(endpoint_id: str, as_json: bool) -> None:
-    """One endpoint, and the latest tries."""
-    endpoint = Client().get(f"/v1/endpoints/{endpoint_id}")
+    """One endpoint."""
+    print_fields(as_json, Client().get(f"/v1/endpoints/{endpoint_id}"))
+
+
+def print_fields(as_json: bool, answer: dict[str, Any]) -> None:
     if as_json:
-        return print_json(endpoint)
-    table(("field", "value"), [(name, json.dumps(value)) for name, value in endpoint.items()])
-    return None
+        print_json(answer)
+    else:
+        table(("field", "value"), [(name, json.dumps(value)) for name, value in answer.items()])
 
 
 @endpoints.command()
@@ -148,10 +152,13 @@ def deliveries() -> None:
 @click.argument("endpoint_id")
 @click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True)
 @click.option("--cursor", help="Where the page before ended.")
+@click.option("--outcome", type=click.Choice(OUTCOMES))
+@click.option("--type", type=click.Choice([*EVENT_TYPES, TEST]))
+@click.option("--job-id")
 @json_option
-def list_deliveries(endpoint_id: str, limit: int, cursor: str | None, as_json: bool) -> None:
+def list_deliveries(endpoint_id: str, as_json: bool, **wanted: Any) -> None:
     """The latest tries at an endpoint, newest first."""
-    page = Client().get(f"/v1/endpoints/{endpoint_id}/deliveries", limit=limit, cursor=cursor)
+    page = Client().get(f"/v1/endpoints/{endpoint_id}/deliveries", **wanted)
     if as_json:
         return print_json(page)
     names = ("at", "delivery_id", "number", "status", "ms", "outcome", "answer")
@@ -159,6 +166,14 @@ def list_deliveries(endpoint_id: str, limit: int, cursor: str | None, as_json: b
     if page["next_cursor"]:
         console.print(f"more: --cursor {page['next_cursor']}", style="dim")
     return None
+
+
+@deliveries.command("show")
+@click.argument("delivery_id")
+@json_option
+def show_delivery(delivery_id: str, as_json: bool) -> None:
+    """One event to one endpoint, and what has come of it."""
+    print_fields(as_json, Client().get(f"/v1/deliveries/{delivery_id}"))
 
 
 @deliveries.command()

@@ -12,6 +12,7 @@ import base64
 import re
 import secrets
 from datetime import UTC, datetime
+from itertools import compress
 from typing import Any, Final, cast
 
 import msgspec
@@ -276,10 +277,22 @@ class Endpoints:
             start = f"({rows[-1][0].decode()}"
         return found, begins == 0 or begins < since_ms
 
-    async def attempts_json(self, endpoint_id: str, limit: int, cursor: str = "") -> tuple[list[bytes], str | None]:
-        """The latest tries, newest first, and where the next page begins (None: there is none)."""
+    async def due_at(self, endpoint_id: str, member: str) -> tuple[bool, datetime | None]:
+        """Whether a delivery waits, and about when it is tried next (None: after an earlier event of its job)."""
+        waits = await self._redis.zscore(self._key("lanes", endpoint_id), member) is not None
+        due = await self._redis.zscore(self._key("deliveries", endpoint_id), member)
+        return waits, None if due is None else datetime.fromtimestamp(due / 1000, UTC)
+
+    async def attempts_json(
+        self, endpoint_id: str, limit: int, cursor: str = "", **wanted: str
+    ) -> tuple[list[bytes], str | None]:
+        """The latest tries of which all that is wanted is true, newest first, and where the next page begins."""
         key, last = self._key("attempts", endpoint_id), f"({cursor}" if cursor else "+"
-        rows: Any = await self._redis.xrevrange(key, last, "-", count=limit + 1)
+        rows: Any = await self._redis.xrevrange(key, last, "-", count=None if wanted else limit + 1)
+        if wanted:
+            tries = [msgspec.json.decode(fields[b"attempt"], type=Attempt) for _, fields in rows]
+            fitting = (all(getattr(each, name) == value for name, value in wanted.items()) for each in tries)
+            rows = list(compress(rows, fitting))
         more = rows[limit - 1][0].decode() if len(rows) > limit else None
         return [fields[b"attempt"] for _, fields in rows[:limit]], more
 

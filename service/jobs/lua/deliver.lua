@@ -74,6 +74,7 @@ elseif what == 'sent' or what == 'failed' then
   local member, lease, attempt = ARGV[3], ARGV[4], ARGV[5]
   if redis.call('HEXISTS', endpoints, endpoint) == 0 then return 0 end
   redis.call('XADD', key('attempts', endpoint), 'MAXLEN', '~', ATTEMPTS_KEPT, '*', 'attempt', attempt)
+  redis.call('XTRIM', key('attempts', endpoint), 'MINID', NOW - ATTEMPTS_SECONDS * 1000)
   redis.call('EXPIRE', key('attempts', endpoint), ATTEMPTS_SECONDS)
   local of_job = key('attempts_of', (member:match('^%S+')))
   redis.call('LPUSH', of_job, attempt)
