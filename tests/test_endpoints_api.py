@@ -199,8 +199,8 @@ def test_the_terminal_does_it_all(web: Web, processes: Processes, tmp_path: Path
     [attempt] = eventually(tries, "the try", timeout=15)
     assert set(attempt) == set(Attempt.__struct_fields__)
     assert (attempt["delivery_id"], attempt["status"], attempt["outcome"]) == (sent, None, "again")
-    assert attempt["answer"] == "ConnectTimeout: its address is not allowed"
-    assert "ConnectTimeout" in callsheet("deliveries", "list", id_)
+    assert attempt["answer"] == "ClientConnectorError: its address is not allowed"
+    assert "ClientConnectorError" in callsheet("deliveries", "list", id_)
     shown = json.loads(callsheet("deliveries", "show", sent, "--json"))
     assert (shown["id"], shown["waiting"], shown["event"]["type"]) == (sent, True, "endpoint.test")
     assert shown["attempts"] == [attempt]

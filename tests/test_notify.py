@@ -471,6 +471,11 @@ async def came(post: Post, number: int) -> bool:
 
 # -- what an answer may be ---------------------------------------------------------------------------------------------
 
+
+async def hung_up(_hook: Hook) -> str:
+    return ""
+
+
 TOKEN: Final = f"shared.{'x' * 43}"
 
 
@@ -482,8 +487,9 @@ TOKEN: Final = f"shared.{'x' * 43}"
         (always(401, f"not signed with whsec_{'+a/Z' * 11}=!"), 401, "not signed with whsec_***!"),
         (always(500, "é" * 4000), 500, "é" * 512),
         (always(204, seconds=3), None, "TimeoutError: no answer in time"),
+        (hung_up, None, "ServerDisconnectedError: Server disconnected"),
     ],
-    ids=["redirect", "refusal", "secret", "long", "slow"],
+    ids=["redirect", "refusal", "secret", "long", "slow", "hung up"],
 )
 async def test_what_came_back_is_kept_and_no_secret_of_it(
     post: Post, settings: Settings, monkeypatch: pytest.MonkeyPatch, answer: Answer, status: int | None, told: str
