@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import tracing
 from service.api import (
     asyncapi,
+    audit,
     callbacks,
     costs,
     endpoints,
@@ -48,9 +49,12 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
             yield {"stopping": feed.end}  # for the server, which waits for its listeners before it ends the lifespan
             await feed.close()
 
-    parts = (jobs, operator, costs, endpoints, overview, quarantine, vendors)
+    parts = (jobs, operator, costs, endpoints, overview, quarantine, vendors, audit)
     keys = Keys(deployment.settings.api_keys)
-    api = Router([*events.routes(feed), *(route for part in parts for route in part.routes(deployment))])
+    api = Router(
+        [*events.routes(feed), *(route for part in parts for route in part.routes(deployment))],
+        middleware=[Middleware(audit.Audited, store=deployment.store)],
+    )
     router = Starlette(
         routes=[
             *health.routes(deployment),
@@ -106,10 +110,7 @@ class _InFront:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         short = scope["type"] == "http" and scope["path"].startswith(callbacks.PREFIX)
         app = self._callbacks if short else self._router
-        if scope["type"] != "http" or scope["method"] in (
-            "GET",
-            "HEAD",
-        ):  # they change nothing, and may last for hours
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):  # nothing changes; and it may last for hours
             await app(scope, receive, send)
             return
         path = None if short else redact(scope["path"].encode(errors="replace")).decode()

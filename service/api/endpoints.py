@@ -126,6 +126,7 @@ class _Endpoints:
         now = await self._store.now_ms()
         endpoint = Endpoint(id=new_id("ep", now), created_at=datetime.fromtimestamp(now / 1000, UTC), **asdict(wanted))
         secret = await self._endpoints.add(endpoint)
+        request.state.made = endpoint.id
         [view] = await self._views(endpoint)
         return _answer({**asdict(view), "secret": secret}, 201)
 

@@ -15,6 +15,7 @@ from service.api import costs, endpoints, events, jobs, operator, overview, quar
 from service.api.quarantine import LetterView
 from service.api.vendors import VendorEntry, schema_of
 from service.fields import FieldError
+from service.jobs.audit import AuditEntry
 from service.jobs.endpoints import EVENT_TYPES
 from service.model import Attempt, Job
 from service.vendors import VENDORS
@@ -49,6 +50,7 @@ _ANSWERS: Final = (
     endpoints.EndpointView,
     endpoints.DeliveryView,
     endpoints.Secret,
+    AuditEntry,
     Attempt,
 )
 
@@ -163,6 +165,13 @@ def _paths() -> Schema:
             "get": _operation("How it is going", {200: _ref("Overview")}, query(overview.QUERY)),
         },
         "/v1/costs": {"get": _operation("Estimated and charged, summed up", {200: _data(sums)}, query(costs.QUERY))},
+        "/v1/audit": {
+            "get": _operation(
+                "What operators did, newest first",
+                {200: page | {"properties": {"data": _list("AuditEntry"), "next_cursor": cursor}}},
+                query(endpoints.PAGE),
+            )
+        },
         "/v1/quarantine": {
             "get": _operation(
                 "Callbacks that were not understood, newest first",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import getpass
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import click
+from redis import RedisError
 
+from service.cli.audit import audit
 from service.cli.client import Where, deployment_settings
 from service.cli.costs import costs
 from service.cli.demo import demo
@@ -22,7 +26,10 @@ from service.cli.local import default_data_folder
 from service.cli.submit import submit
 from service.cli.up import up
 from service.cli.vendors import vendors
+from service.deployment import opened
+from service.jobs.audit import write
 from service.jobs.tokens import Tokens
+from service.settings import Settings
 from service.vendors import VENDORS
 
 
@@ -53,7 +60,16 @@ def callback_url(vendor: str) -> None:
     own, which counts at once: prefer that one where the vendor takes a URL with each request.
     """
     settings = deployment_settings()
+    try:
+        asyncio.run(_revealed(settings, vendor))
+    except (RedisError, OSError) as error:
+        click.echo(f"not in the audit log, as Redis cannot be written: {type(error).__name__}", err=True)
     click.echo(Tokens(settings.secret_keys, settings.public_url).url(vendor))
+
+
+async def _revealed(settings: Settings, vendor: str) -> None:
+    async with opened(settings, "terminal") as deployment:
+        await write(deployment.store, f"terminal:{getpass.getuser()}", "vendors.reveal", vendor, "200")
 
 
 @main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
@@ -79,5 +95,6 @@ for command in (
     events,
     endpoints,
     deliveries,
+    audit,
 ):
     main.add_command(command)

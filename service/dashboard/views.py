@@ -27,6 +27,7 @@ from service.dashboard.media import streamed
 from service.dashboard.paper import Paper
 from service.dashboard.session import Session, Sessions
 from service.deployment import Deployment
+from service.jobs import audit
 from service.model import Stored
 from service.vendors import VENDORS
 
@@ -107,6 +108,7 @@ class _Dashboard:
         self._keys = keys
         self._tokens = deployment.tokens
         self._storage = deployment.storage
+        self._store = deployment.store
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
@@ -189,19 +191,18 @@ class _Dashboard:
         body = {name: value for name, value in form.items() if value} if button.body is None else button.body
         asked = (button.path or path).format(**request.path_params)
         await self._inside.call(session, button.method, asked, body=body)
-        _log.info("pressed", key_name=session.key_name, button=request.url.path)
         done = path.rpartition("/")[2]
         return RedirectResponse(f"{back}?done={done}", 303)
 
     async def reveal(self, request: Request, session: Session) -> Response:
-        """Show a vendor's shared callback URL, once, to an admin, and let the log say to whom."""
+        """Show a vendor's shared callback URL, once, to an admin, and note to whom."""
         await self._checked_form(request, session)
         vendor = request.path_params["vendor"]
         if not session.may("admin"):
             raise ApiError(403, "only a key with the scope 'admin' may see a callback URL")
         if vendor not in VENDORS:
             raise ApiError(404, "there is no such vendor")
-        _log.warning("shared callback URL shown", key_name=session.key_name, vendor=vendor)
+        await audit.note(self._store, session.key_name, "vendors.reveal", vendor, "200")  # or it is not shown
         return await self.page(PAGES["/vendors"], request, session, revealed={vendor: self._tokens.url(vendor)})
 
 
