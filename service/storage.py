@@ -142,11 +142,10 @@ class Storage:
         # A key is read from Redis: whoever can write there must not be handed any file of this machine.
         return Path(self._store.prefix).joinpath(*(part for part in key.split("/") if part not in ("", ".", "..")))
 
-    async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes of an object from `start` until before `end`."""
-        found = await obstore.get_async(self._store, key, options={"range": (start, end)})
-        async for chunk in found.stream(min_chunk_size=_STREAM_BYTES):
-            yield bytes(chunk)
+    async def stream(self, key: str, part: tuple[int, int] | None) -> AsyncIterator[bytes]:
+        """The bytes of an object; of a part, from its first until before its last."""
+        found = await obstore.get_async(self._store, key, options={"range": part} if part else None)
+        return (bytes(chunk) async for chunk in found.stream(min_chunk_size=_STREAM_BYTES))
 
     async def signed_url(self, key: str) -> str:
         """A URL from which anybody can fetch the object for a quarter of an hour."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
@@ -256,6 +259,37 @@ def test_pages_run_and_load_nothing_but_our_own(web: Web, visitor: httpx.Client)
     assert web.http.get(re.sub(r"\w{12}", "0" * 12, styles[0], count=1)).status_code == 404
 
 
+class _Partial(BaseHTTPRequestHandler):
+    """In front of rclone, which answers 200 where S3 answers 206: a part of an object."""
+
+    server: _PartialServer
+
+    def do_GET(self) -> None:
+        answer = httpx.get(self.server.behind + self.path, headers=dict(self.headers.items()), trust_env=False)
+        self.send_response(206 if "content-range" in answer.headers else answer.status_code)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class _PartialServer(ThreadingHTTPServer):
+    behind: str
+
+
+@contextlib.contextmanager
+def answering_parts(s3: S3) -> Iterator[str]:
+    """The address of an S3 server that answers as S3 does."""
+    with _PartialServer(("127.0.0.1", 0), _Partial) as server:
+        server.behind = s3.endpoint
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def test_an_output_in_a_bucket_is_streamed_from_our_own_address(
     s3: S3, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +299,11 @@ def test_an_output_in_a_bucket_is_streamed_from_our_own_address(
     url = s3.storage_url("dashboard")
     obstore.put(obstore.store.from_url(url), key, film)
     env = {"REDIS_URL": redis_url, "STORAGE_URL": url, **CREDENTIALS, **s3.environment}
-    with web_process(tmp_path, env) as web, visiting(web) as visitor:
+    with (
+        answering_parts(s3) as endpoint,
+        web_process(tmp_path, {**env, "AWS_ENDPOINT_URL": endpoint}) as web,
+        visiting(web) as visitor,
+    ):
         job = web.track("kitta", vendor_job_id="a")["id"]
         stored = Stored(url="", key=key, bytes=len(film), sha256="", content_type="video/mp4")
         outputs = (Output(url="https://vendor.example", stored=stored),)
@@ -293,6 +331,8 @@ def test_an_output_in_a_bucket_is_streamed_from_our_own_address(
         for nothing in (f"/jobs/{job}/outputs/1", "/jobs/job_0/outputs/0"):
             assert visitor.get(nothing).status_code == 404
         assert web.http.get(f"/jobs/{job}/outputs/0").status_code == 303
+        obstore.delete(obstore.store.from_url(url), key)
+        assert visitor.get(f"/jobs/{job}/outputs/0").status_code == 404
 
 
 def test_a_page_costs_the_same_however_many_jobs_there_are(web: Web) -> None:

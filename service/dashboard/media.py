@@ -11,13 +11,14 @@ import re
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from service.api.problems import ApiError
 from service.model import Stored
-from service.storage import Storage, file_name, served_type
+from service.storage import Storage, StorageError, file_name, served_type
 
 _RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
 
 
-def streamed(request: Request, storage: Storage, stored: Stored) -> Response:
+async def streamed(request: Request, storage: Storage, stored: Stored) -> Response:
     """The object, or the range of it that the request asks for."""
     size, status = stored.bytes, 200
     start, end = 0, size
@@ -35,7 +36,13 @@ def streamed(request: Request, storage: Storage, stored: Stored) -> Response:
     media_type = served_type(stored.content_type)
     if request.method == "HEAD" or start == end:
         return Response(status_code=status, headers=headers, media_type=media_type)
-    return StreamingResponse(storage.stream(stored.key, start, end), status, headers, media_type)
+    try:  # not every bucket calls it a part when it is all
+        body = await storage.stream(stored.key, None if (start, end) == (0, size) else (start, end))
+    except FileNotFoundError:
+        raise ApiError(404, "the stored file is gone from storage") from None
+    except StorageError:
+        raise ApiError(503, "the object storage does not answer; try again") from None
+    return StreamingResponse(body, status, headers, media_type)
 
 
 def _bounds(first: str, last: str, size: int) -> tuple[int, int]:

@@ -179,7 +179,7 @@ class _Dashboard:
         outputs = (await self._inside.get(session, f"/jobs/{job_id}"))["outputs"]
         stored = outputs[number]["stored"] if number < len(outputs) else None
         if stored and self._storage.path(stored["key"]) is None:
-            return streamed(request, self._storage, msgspec.convert(stored, Stored))
+            return await streamed(request, self._storage, msgspec.convert(stored, Stored))
         return _Passed(partial(self._inside.pass_on, session, f"/jobs/{job_id}/outputs/{number}"))
 
     # -- buttons -------------------------------------------------------------------------------------------------------
