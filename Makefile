@@ -10,7 +10,7 @@ CANDIDATES := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 pyth
 # Either would let another environment's packages into ours.
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: help setup demo up test chaos hostile fanout check lock clean stale
+.PHONY: help setup demo up test chaos hostile fanout pictures check lock clean stale
 
 help: ## show these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  %-12s %s\n' "$$target" "$$does"; done
@@ -38,6 +38,9 @@ fanout: $(READY) ## twenty endpoints, half of them bad, beside the same run with
 
 scale: $(READY) ## the same 10,000 jobs by one process of each kind and by many: the same ledger, and what a job costs
 	@$(BIN)/python -m tests.scale $(ARGS)
+
+pictures: $(READY) ## take the documents' pictures of the dashboard anew
+	@$(BIN)/python -m tests.pictures $(ARGS)
 
 check: $(READY) ## lint, format, types, who may import whom, an audit of what is pinned, and validators of files for others
 	@status=0; \

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import click
+from click.shell_completion import get_completion_class
 from redis import RedisError
 
 from service.cli.audit import audit
@@ -23,6 +24,7 @@ from service.cli.export import export
 from service.cli.jobs import jobs, quarantine
 from service.cli.keys import keys
 from service.cli.local import default_data_folder
+from service.cli.overview import overview
 from service.cli.submit import submit
 from service.cli.up import up
 from service.cli.vendors import vendors
@@ -72,6 +74,15 @@ async def _revealed(settings: Settings, vendor: str) -> None:
         await write(deployment.store, f"terminal:{getpass.getuser()}", "vendors.reveal", vendor, "200")
 
 
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what lets a shell complete commands: eval "$(callsheet completion bash)"."""
+    complete = get_completion_class(shell)
+    assert complete  # noqa: S101  click has all three
+    click.echo(complete(main, {}, "callsheet", "_CALLSHEET_COMPLETE").source())
+
+
 @main.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def sandbox(arguments: tuple[str, ...]) -> None:
@@ -85,6 +96,7 @@ for command in (
     up,
     demo,
     doctor,
+    overview,
     submit,
     jobs,
     quarantine,

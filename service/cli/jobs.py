@@ -25,6 +25,7 @@ def jobs() -> None:
 @click.option("--status", type=click.Choice([status.value for status in Status]))
 @click.option("--archive", type=click.Choice([archive.value for archive in Archive]))
 @click.option("--vendor-job-id", help="The vendor's own id.")
+@click.option("--id", help="Any id: ours, the vendor's, an event's, a delivery's, a quarantined callback's.")
 @click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True)
 @click.option("--cursor", help="Where the page before ended.")
 @json_option
@@ -46,18 +47,31 @@ def _row(job: dict[str, Any]) -> list[object]:
 
 
 @jobs.command()
-@click.argument("job_id")
+@click.argument("any_id")
+@click.option("--raw", is_flag=True, help="What the vendor sent, too.")
 @json_option
-def show(job_id: str, as_json: bool) -> None:
-    """One job and its timeline."""
+def show(any_id: str, raw: bool, as_json: bool) -> None:
+    """One job, by any of its ids: its timeline, and who was told."""
     client = Client()
-    job = client.get(f"/v1/jobs/{job_id}")
-    timeline = client.get(f"/v1/jobs/{job_id}/timeline")["data"]
+    found = client.get("/v1/jobs", id=any_id)["data"]
+    if len(found) != 1:
+        of = ", ".join(job["id"] for job in found)
+        raise click.ClickException(f"{any_id} may be {of}" if of else f"there is no job {any_id!r}")
+    [job] = found
+    timeline, tries = (client.get(f"/v1/jobs/{job['id']}/{part}")["data"] for part in ("timeline", "deliveries"))
     if as_json:
-        return print_json(job | {"timeline": timeline})
+        return print_json(job | {"timeline": timeline, "deliveries": tries})
     print_job(job)
     console.print()
     table(("at", "source", "says", "applied", "why"), map(entry_cells, timeline))
+    for number, entry in enumerate(timeline, 1):
+        if raw and entry.get("raw"):
+            console.print(f"\n{number}: {entry['source']}, {entry['at']}", style="bold")
+            click.echo(entry["raw"])
+    if tries:
+        console.print()
+        names = ("at", "type", "number", "status", "outcome", "answer")
+        table(names, [[one[name] for name in names] for one in tries])
     return None
 
 
@@ -182,7 +196,7 @@ def show_letter(letter_id: str, as_json: bool) -> None:
     letter = Client().get(f"/v1/quarantine/{letter_id}")
     if as_json:
         return print_json(letter)
-    table(("field", "value"), [(name, value) for name, value in letter.items() if name != "raw"])
+    print_job({name: value for name, value in letter.items() if name != "raw"})
     click.echo()
     click.echo(letter["raw"])
     return None

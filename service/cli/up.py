@@ -62,12 +62,13 @@ def _welcome(local: Local) -> None:
     given = {"video_url": f"{media}/face.mp4", "audio_url": f"{media}/voice.mp3"}
     body = json.dumps({"vendor": "lipsync_studio", "input": given})
     lines = (
+        ("Dashboard", local.url),
         ("API", f"{local.url}/v1/jobs"),
         ("API key", local.api_key),
         ("Vendors", f"{local.sandbox_url}/{{vendor}}  (the sandbox)"),
         ("Try", f"curl -s {local.url}/v1/jobs -H 'Authorization: Bearer {local.api_key}' -d '{body}'"),
         ("Or", f"callsheet submit kitta {' '.join(f'{name}={url}' for name, url in given.items())}"),
-        ("Then", "callsheet vendors · jobs list · jobs watch · costs · doctor"),
+        ("Then", "callsheet overview · jobs list · jobs show · jobs watch · costs · doctor"),
         ("Up since", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
     )
     for name, value in lines:

@@ -38,7 +38,7 @@ _ENDS: Final = {"failed": "failed", "unanswered": "unconfirmed", "stuck": "proce
 class Show:
     """The deployment, and what its jobs are called here."""
 
-    def __init__(self, local: Local, subscriber: str, log: Path) -> None:
+    def __init__(self, local: Local, subscriber: str, log: Path, said: str) -> None:
         self._log = log
         self.heard = _Subscriber.heard  #: a path for each webhook that came
         self.url = local.url
@@ -48,7 +48,7 @@ class Show:
         media = f"{local.sandbox_url}/media/input/"
         self.endpoints = {name: self._endpoint(f"{subscriber}/{name}") for name in ("taken", "refused")}
         self.jobs = {label: self._order(label, vendor, asked, media) for label, (vendor, asked) in _ORDERS.items()}
-        self.jobs["hostile"] = self._hostile()
+        self.jobs["hostile"] = self._hostile(said)
 
     def _endpoint(self, url: str) -> str:
         return str(self.api.post("/v1/endpoints", json={"url": url}).raise_for_status().json()["id"])
@@ -58,13 +58,11 @@ class Show:
         order = {"vendor": vendor, "input": given, "metadata": {"scene": label}}
         return str(self.api.post("/v1/jobs", json=order).raise_for_status().json()["id"])
 
-    def _hostile(self) -> str:
+    def _hostile(self, words: str) -> str:
         """A job about which everybody says the worst."""
-        job = (
-            self.api.post("/v1/jobs", json={"vendor": "kitta", "metadata": {"said": HOSTILE}}).raise_for_status().json()
-        )
-        told = {"taskId": "hostile", "status": "failed", "errorMessage": HOSTILE, "message": HOSTILE}
-        self.api.post(job["callback_url"], json={"code": 200, "data": told, "taskId": "hostile", "status": HOSTILE})
+        job = self.api.post("/v1/jobs", json={"vendor": "kitta", "metadata": {"said": words}}).raise_for_status().json()
+        told = {"taskId": "hostile", "status": "failed", "errorMessage": words, "message": words}
+        self.api.post(job["callback_url"], json={"code": 200, "data": told, "taskId": "hostile", "status": words})
         return str(job["id"])
 
     def log(self) -> str:
@@ -88,21 +86,23 @@ class Show:
 
 class _Subscriber(BaseHTTPRequestHandler):
     heard: ClassVar[list[str]] = []
+    said: ClassVar[str] = ""
 
     def do_POST(self) -> None:
         self.heard.append(self.path)
         self.rfile.read(int(self.headers["content-length"]))
         self.send_response(200 if self.path == "/taken" else 500)
         self.end_headers()
-        self.wfile.write(b"thank you" if self.path == "/taken" else HOSTILE.encode())
+        self.wfile.write(b"thank you" if self.path == "/taken" else self.said.encode())
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
 
 @contextlib.contextmanager
-def show(folder: Path) -> Iterator[Show]:
-    """Run it, and wait until there is something to be seen."""
+def show(folder: Path, said: str = HOSTILE) -> Iterator[Show]:
+    """Run it, and wait until there is something to be seen. `said`: what others say wherever they can."""
+    _Subscriber.said = said
     keys = f"team:{KEYS['team']},reader:{KEYS['reader']}:read"
     settings = {"API_KEYS": keys, "LOG_FORMAT": "json", "POLL_GRACE_SECONDS": "1"}
     subscriber = ThreadingHTTPServer(("127.0.0.1", 0), _Subscriber)
@@ -110,7 +110,7 @@ def show(folder: Path) -> Iterator[Show]:
     path = folder / "log"
     with path.open("w") as log, Local(folder / "var", settings, seconds=0.5) as local:
         local.start(lambda name, line: print(name, line, file=log, flush=True))
-        shown = Show(local, f"http://127.0.0.1:{subscriber.server_port}", path)
+        shown = Show(local, f"http://127.0.0.1:{subscriber.server_port}", path, said)
         with contextlib.closing(shown.api):
             eventually(lambda: not shown.unsettled(), "every job is where it should be", timeout=60)
             yield shown
