@@ -206,7 +206,7 @@ def test_a_form_counts_only_from_our_own_page(web: Web, visitor: httpx.Client) -
     assert web.timeline(job["id"]) == before
     assert visitor.get(path).status_code == 405
     good = visitor.post(path, data={"csrf": token, "back": "//evil.example"})
-    assert (good.status_code, good.headers["location"]) == (303, "/?done=refresh")
+    assert (good.status_code, good.headers["location"]) == (303, "/?done=jobs-refresh")
     assert len(web.timeline(job["id"])) == len(before) + 1
     assert web.lines("pressed")[-1]["key_name"] == "studio"
 
@@ -237,7 +237,10 @@ def test_a_letter_is_read_again_from_its_page(web: Web, visitor: httpx.Client) -
     )
     web.redis.hset(web.key("quarantine", letter), "body", pack_body(READABLE))
     assert "It is understood now" in visitor.get(f"/quarantine/{letter}").text
-    assert visitor.post(f"/quarantine/{letter}/replay", data=form).headers["location"] == f"{form['back']}?done=replay"
+    assert (
+        visitor.post(f"/quarantine/{letter}/replay", data=form).headers["location"]
+        == f"{form['back']}?done=quarantine-replay"
+    )
     assert web.letters() == []
 
 
@@ -288,6 +291,13 @@ def answering_parts(s3: S3) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_a_query_that_means_nothing_is_refused_on_a_page(visitor: httpx.Client) -> None:
+    for query in ("session=a&path=b&query=c", "status=lost", "cursor=x", "id=%00"):
+        answer = visitor.get(f"/jobs?{query}")
+        assert (answer.status_code, "<h1>Not understood</h1>" in answer.text) == (422, True)
+    assert visitor.get("/jobs/job_%3F%7Bid%7D").status_code == 404
 
 
 def test_an_output_in_a_bucket_is_streamed_from_our_own_address(

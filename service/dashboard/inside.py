@@ -5,6 +5,7 @@ So that the dashboard knows nothing by itself, and a page can do no more than a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,12 +21,12 @@ class Inside:
     def __init__(self, api: ASGIApp) -> None:
         self._api = api
 
-    async def get(self, session: Session, path: str, **query: str | int) -> Any:
+    async def get(self, session: Session, path: str, query: Mapping[str, str] | None = None) -> Any:
         """What the API answers, decoded; empty values are not asked."""
-        return await self.call(session, "GET", path, {name: value for name, value in query.items() if value})
+        return await self.call(session, "GET", path, {name: value for name, value in (query or {}).items() if value})
 
     async def call(
-        self, session: Session, method: str, path: str, query: dict[str, str | int] | None = None, body: object = None
+        self, session: Session, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None
     ) -> Any:
         """What the API answers, decoded.
 

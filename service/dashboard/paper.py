@@ -37,7 +37,11 @@ class Paper:
         self._files = {file.name: file.read_bytes() for file in folder.iterdir()}
         self._version = hashlib.sha256(b"".join(self._files[name] for name in sorted(self._files))).hexdigest()[:12]
         self._templates = Environment(
-            loader=PackageLoader("service.dashboard"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+            loader=PackageLoader("service.dashboard"),
+            autoescape=True,
+            auto_reload=False,
+            trim_blocks=True,
+            lstrip_blocks=True,
         )
         drawn = (drawing.lanes, drawing.bars, drawing.lines, drawing.peak)
         self._templates.globals |= {draw.__name__: draw for draw in drawn}

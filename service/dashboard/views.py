@@ -75,7 +75,8 @@ BUTTONS: Final = {
     "/endpoints/{id}/disable": Button("It hears of nothing any more.", "/endpoints/{id}", "PATCH", {"enabled": False}),
     "/deliveries/{id}/replay": Button("The event is sent again.", body={}),
 }
-_DONE: Final = {path.rpartition("/")[2]: button.done for path, button in BUTTONS.items()}
+#: What a page says afterwards, by a word in its address.
+_DONE: Final = {path.strip("/").replace("/{id}/", "-"): button.done for path, button in BUTTONS.items()}
 
 _OURS: Final = re.compile(r"/(?![/\\])[^\s\\]{0,500}")  #: an address on this site
 _ELSEWHERE: Final = {"qua_": "/quarantine/", "ep_": "/endpoints/"}
@@ -158,13 +159,14 @@ class _Dashboard:
     # -- pages ---------------------------------------------------------------------------------------------------------
 
     async def page(self, page: Page, request: Request, session: Session, **more: Any) -> Response:
-        query: dict[str, str | int] = {name: value.strip() for name, value in request.query_params.items()}
-        told: dict[str, Any] = {"done": _DONE.get(str(query.pop("done", ""))), "live": page.live, "query": query}
+        query = {name: value.strip() for name, value in request.query_params.items()}
+        told: dict[str, Any] = {"done": _DONE.get(query.pop("done", "")), "live": page.live, "query": query}
         told["address"] = request.url.path + words.kept(query)
         week = (datetime.now(UTC) - timedelta(days=6)).date().isoformat()
         for number, (name, asked) in enumerate(page.asks.items()):
-            path, _, own = asked.format(week=week, **request.path_params).partition("?")
-            told[name] = await self._inside.get(session, path, **(query if number == 0 else dict(parse_qsl(own))))
+            path, _, own = asked.partition("?")
+            given = query if number == 0 else dict(parse_qsl(own.format(week=week)))
+            told[name] = await self._inside.get(session, path.format(**request.path_params), given)
         if page.template == "jobs" and (elsewhere := _one_and_only(query, told["page"]["data"])):
             return RedirectResponse(elsewhere, 303)
         return self.paper.page(request, page.template, session=session, **told, **more)
@@ -191,8 +193,7 @@ class _Dashboard:
         body = {name: value for name, value in form.items() if value} if button.body is None else button.body
         asked = (button.path or path).format(**request.path_params)
         await self._inside.call(session, button.method, asked, body=body)
-        done = path.rpartition("/")[2]
-        return RedirectResponse(f"{back}?done={done}", 303)
+        return RedirectResponse(f"{back}?done={path.strip('/').replace('/{id}/', '-')}", 303)
 
     async def reveal(self, request: Request, session: Session) -> Response:
         """Show a vendor's shared callback URL, once, to an admin, and note to whom."""
@@ -228,16 +229,15 @@ def _to_sign_in(request: Request) -> Response:
     if "hx-request" in request.headers:  # a live part of a page: the page itself has to go
         return Response(status_code=204, headers={"HX-Redirect": "/sign-in"})
     address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    return RedirectResponse(
-        f"/sign-in?next={quote(address)}" if request.method == "GET" and address != "/" else "/sign-in", 303
-    )
+    next_ = f"?next={quote(address)}" if request.method == "GET" and address != "/" else ""
+    return RedirectResponse(f"/sign-in{next_}", 303)
 
 
-def _one_and_only(query: dict[str, str | int], jobs: list[dict[str, Any]]) -> str | None:
+def _one_and_only(query: dict[str, str], jobs: list[dict[str, Any]]) -> str | None:
     """Where somebody wants to go who looks for an id."""
-    any_id = str(query.get("id", ""))
     if set(query) != {"id"}:
         return None
+    any_id = query["id"]
     for prefix, path in _ELSEWHERE.items():
         if re.fullmatch(prefix + "[0-9a-v]{24}", any_id):
             return path + any_id

@@ -75,8 +75,9 @@ def hours_before(hours: int, now: datetime) -> str:
     return (now - timedelta(hours=hours)).isoformat(timespec="seconds")
 
 
-def hour(since: str, number: int) -> str:
-    return f"{datetime.fromisoformat(since) + timedelta(hours=number):%m-%d %H:00}"
+def hour(since: str, hours: int) -> str:
+    """The moment so many hours later, as a plot's axis says it."""
+    return f"{datetime.fromisoformat(since) + timedelta(hours=hours):%m-%d %H:00}"
 
 
 FILTERS: Final[dict[str, Callable[..., Any]]] = {
