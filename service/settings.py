@@ -88,21 +88,21 @@ def key_entry(word: str) -> tuple[str, str, frozenset[str]]:
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a deployment says about itself. Times in seconds, sizes in bytes."""
 
-    redis_url: str
-    storage_url: str
-    public_url: str
-    secret_keys: tuple[str, ...]
-    api_keys: dict[str, ApiKey]  #: by name
+    redis_url: str  #: `redis://`, `rediss://` or `unix://`: Redis 7 or newer, or Valkey
+    storage_url: str  #: `s3://bucket/prefix`, `gs://…`, `az://…`, or `file:///folder` on a disk that all share
+    public_url: str  #: the `https://` address under which vendors reach `web`
+    secret_keys: tuple[str, ...]  #: comma-separated, 32 characters or more; the first signs callback URLs, all verify
+    api_keys: dict[str, ApiKey]  #: `name:key[:scopes]`, comma-separated; `callsheet keys new` makes one
     accounts: dict[str, Account]  #: vendor slug → account
-    redis_tls_verify: bool = True
-    key_prefix: str = "callsheet"
-    allow_private_networks: bool = False
+    redis_tls_verify: bool = True  #: 0 for platforms with self-signed certificates
+    key_prefix: str = "callsheet"  #: of every key and channel in Redis
+    allow_private_networks: bool = False  #: vendors, links and endpoints in this network and over http: sandbox only
     job_deadline: int = 86_400  #: how long a job may go without a verdict before it is `expired`
     job_retention_days: int = 30  #: how long a job that has ended is kept
     raw_retention_days: int = 7  #: how long what vendors sent is kept, in timelines and in quarantine
     poll_grace: float | None = None  #: how long to wait for a webhook before the first look; None: the vendor's own
     max_callback_bytes: int = 16 * 2**20  #: a legal apimodels callback echoes base64 audio: 8 MB and more
-    max_output_bytes: int = 5 * 2**30
+    max_output_bytes: int = 5 * 2**30  #: of one result; what is larger is not stored
     worker_concurrency: int = 32  #: tasks in flight in one worker process
     tracing: bool = False  #: whether there is a collector for traces; OpenTelemetry itself reads where
     sentry_dsn: str = ""  #: where errors are reported to

@@ -20,7 +20,7 @@ from service.model import VERDICTS
 from service.settings import ApiKey, key_entry
 from service.vendors import VENDORS
 from tests.support.processes import BIN, Process, Processes, environment, eventually, free_port, processes_in
-from tests.support.servers import S3
+from tests.support.servers import S3, valkey_server
 
 CALLSHEET = BIN / "callsheet"
 
@@ -275,6 +275,33 @@ def test_doctor_knows_that_a_dyno_s_disk_does_not_last(redis_url: str, tmp_path:
     env |= {"SECRET_KEYS": "k" * 32, "API_KEYS": "k" * 32, "DYNO": "web.1"}
     findings = {finding["about"]: finding for finding in json.loads(run("doctor", "--json", env=env).stdout)}
     assert "wiped every day" in findings["STORAGE_URL"]["says"]
+
+
+def test_doctor_knows_that_a_cluster_takes_no_commit(tmp_path: Path) -> None:
+    with valkey_server(tmp_path, config={"cluster-enabled": "yes"}) as server:
+        env = {
+            "REDIS_URL": server.url,
+            "STORAGE_URL": tmp_path.as_uri(),
+            "PUBLIC_URL": f"http://127.0.0.1:{free_port()}",
+        }
+        doctor = run("doctor", "--json", env=env | {"SECRET_KEYS": "k" * 32, "API_KEYS": "k" * 32})
+    assert "Redis Cluster" in {finding["about"] for finding in json.loads(doctor.stdout)}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "more", "expected"),
+    [
+        (1000, (), {"web": 1, "worker": 1, "poller": 1, "redis_mb": 269}),
+        (1_000_000, (), {"web": 1, "worker": 17, "poller": 1}),
+        (1_000_000, ("--megabytes", "0.1"), {"worker": 2}),  # by its CPU
+        (1_000_000, ("--concurrency", "32"), {"worker": 17}),
+        (10_000_000, ("--peak", "1", "--days", "2", "--megabytes", "1"), {"web": 2, "poller": 1, "redis_mb": 112_634}),
+    ],
+)
+def test_size_says_what_so_many_jobs_take(jobs: int, more: tuple[str, ...], expected: dict[str, int]) -> None:
+    found = json.loads(run("size", "--jobs-per-day", str(jobs), *more, "--json").stdout)
+    assert {name: found[name] for name in expected} == expected
+    assert "Full first" in run("size", "--jobs-per-day", str(jobs), *more).stdout
 
 
 def test_doctor_names_every_missing_setting_at_once() -> None:

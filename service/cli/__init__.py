@@ -25,6 +25,7 @@ from service.cli.jobs import jobs, quarantine
 from service.cli.keys import keys
 from service.cli.local import default_data_folder
 from service.cli.overview import overview
+from service.cli.size import size
 from service.cli.submit import submit
 from service.cli.up import up
 from service.cli.vendors import vendors
@@ -104,6 +105,7 @@ for command in (
     vendors,
     keys,
     export,
+    size,
     events,
     endpoints,
     deliveries,

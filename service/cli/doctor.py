@@ -133,6 +133,9 @@ def _redis_settings(redis: Redis, info: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("error", "Redis version", version, f"use Redis {MIN_REDIS} or Valkey")
     else:
         yield Finding("ok", "Redis version", version)
+    if info.get("cluster_enabled"):
+        fix = "use one server, with replicas and a failover if you like"
+        yield Finding("error", "Redis Cluster", "one step here writes keys of many slots, which a cluster refuses", fix)
     policy = str(info.get("maxmemory_policy", "unknown"))
     if policy == "noeviction":
         yield Finding("ok", "Redis eviction", policy)
