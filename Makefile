@@ -10,7 +10,7 @@ CANDIDATES := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 pyth
 # Either would let another environment's packages into ours.
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: help setup demo up test chaos hostile fanout pictures check lock clean stale
+.PHONY: help setup demo up test chaos hostile fanout scale pictures docs check lock clean stale
 
 help: ## show these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  %-12s %s\n' "$$target" "$$does"; done
@@ -36,6 +36,10 @@ hostile: $(READY) ## hostile input, links and crowds against the real processes;
 fanout: $(READY) ## twenty endpoints, half of them bad, beside the same run without those; some minutes
 	@$(BIN)/python -m tests.fanout $(ARGS)
 
+docs: $(READY) ## the documentation as a site, below build/site; a link that leads nowhere is an error
+	@rm -rf build/pages && mkdir -p build/pages && cp -R *.md LICENSE app.json docs deploy build/pages && rm build/pages/docs/mkdocs.yml
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file docs/mkdocs.yml
+
 scale: $(READY) ## the same 10,000 jobs by one process of each kind and by many: the same ledger, and what a job costs
 	@$(BIN)/python -m tests.scale $(ARGS)
 
@@ -51,6 +55,7 @@ check: $(READY) ## lint, format, types, who may import whom, an audit of what is
 	$(BIN)/python -m tests.monitoring || status=1; \
 	$(BIN)/python -m tests.audit || status=1; \
 	$(BIN)/python -m tests.manifests || status=1; \
+	$(MAKE) --no-print-directory docs >/dev/null || status=1; \
 	exit $$status
 
 # Pins that still fit stay; ARGS=--upgrade takes the newest of everything. A mirror that pip is told of is used, never written down.

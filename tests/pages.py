@@ -85,7 +85,7 @@ vendor's page says; `<VENDOR>_READ_LIMIT` and `<VENDOR>_SUBMIT_LIMIT` are there 
 def _default(field: msgspec.structs.FieldInfo) -> str:
     if field.required:
         return "required"
-    return {None: "", True: "`1`", False: "`0`"}.get(field.default, f"`{field.default}`")
+    return {None: "", "": "", True: "on", False: "off"}.get(field.default, f"`{field.default}`")
 
 
 def _vendor(vendor: Vendor) -> str:
