@@ -35,7 +35,10 @@ def test_an_endpoint_is_made_read_changed_and_deleted(web: Web) -> None:
     endpoint = made(web, types=["job.stored"], metadata={"shop": 7})
     secret = endpoint.pop("secret")
     assert secret.startswith("whsec_")
-    assert endpoint | {"vendors": [], "enabled": True, "disabled_reason": None, "waiting": 0} == endpoint
+    assert (
+        endpoint | {"vendors": [], "enabled": True, "disabled_reason": None, "waiting": 0, "failing_since": None}
+        == endpoint
+    )
     at = f"/v1/endpoints/{endpoint['id']}"
     assert web.api.get(at).json() == endpoint
     assert web.api.get("/v1/endpoints").json() == {"data": [endpoint]}

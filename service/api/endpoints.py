@@ -70,9 +70,10 @@ class ReplayRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndpointView(Endpoint, frozen=True, kw_only=True):
-    """An endpoint, and how many events wait for it."""
+    """An endpoint, how many events wait for it, and since when nothing has got through."""
 
     waiting: int
+    failing_since: datetime | None
 
 
 class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,9 +225,11 @@ class _Endpoints:
         return endpoint
 
     async def _views(self, *endpoints: Endpoint) -> list[EndpointView]:
-        waiting = await self._endpoints.waiting(*(endpoint.id for endpoint in endpoints))
-        pairs = zip(endpoints, waiting, strict=True)
-        return [EndpointView(**asdict(endpoint), waiting=number) for endpoint, number in pairs]
+        ids = [endpoint.id for endpoint in endpoints]
+        found = zip(
+            endpoints, await self._endpoints.waiting(*ids), await self._endpoints.failing_since(*ids), strict=True
+        )
+        return [EndpointView(**asdict(one), waiting=number, failing_since=since) for one, number, since in found]
 
     def _checks(self) -> Checks:
         return {

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
@@ -19,8 +20,11 @@ from rq import Worker as RQWorker
 from service import settings as settings_module
 from service.cli.client import environment
 from service.cli.output import console, json_option, print_json
+from service.deployment import opened
 from service.jobs import tasks
+from service.jobs.endpoints import Endpoints
 from service.jobs.store import connect_sync
+from service.model import Endpoint
 from service.settings import MIN_API_KEY, Settings, SettingsError
 from service.storage import Storage, StorageError
 from service.vendors import VENDORS
@@ -28,6 +32,8 @@ from service.vendors import VENDORS
 MIN_SECRET: Final = 32
 #: Redis 7 brought the script flags that refuse a whole commit where memory is full.
 MIN_REDIS: Final = 7
+#: Events for one endpoint that are more than a moment's queue.
+MANY_WAIT: Final = 1000
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -68,6 +74,7 @@ def _examine(settings: Settings) -> Iterator[Finding]:
     yield from _public_url(settings)
     yield from _redis(settings)
     yield asyncio.run(_storage(settings))
+    yield from asyncio.run(_endpoints(settings))
     yield from _vendors(settings)
 
 
@@ -206,6 +213,32 @@ _PROBE: Final = b"callsheet doctor was here\n"
 
 async def _probe() -> AsyncIterator[bytes]:
     yield _PROBE
+
+
+async def _endpoints(settings: Settings) -> list[Finding]:
+    """Endpoints that do not get what they should; a Redis that does not answer has been told of."""
+    try:
+        async with opened(settings) as deployment:
+            endpoints = Endpoints(deployment.redis, deployment.store, settings)
+            every = await endpoints.all()
+            ids = [one.id for one in every]
+            found = zip(every, await endpoints.waiting(*ids), await endpoints.failing_since(*ids), strict=True)
+            unwell = [finding for one in found if (finding := _unwell(*one))]
+    except (RedisError, OSError):
+        return []
+    return unwell or [Finding("ok", "endpoints", f"{len(every)}, and none of them in trouble")]
+
+
+def _unwell(endpoint: Endpoint, waiting: int, since: datetime | None) -> Finding | None:
+    about, why = f"endpoint {endpoint.id}", f"'callsheet deliveries list {endpoint.id}' tells why"
+    if not endpoint.enabled and endpoint.disabled_reason != "by hand":
+        fix = f"'callsheet endpoints change {endpoint.id} --enable', then 'endpoints replay' what it has missed"
+        return Finding("warning", about, f"disabled: {endpoint.disabled_reason}", fix)
+    if since and (hours := (datetime.now(UTC) - since).total_seconds() / 3600) > 1:
+        return Finding("warning", about, f"nothing has got through for {hours:.0f} h, {waiting} events wait", why)
+    if waiting > MANY_WAIT:
+        return Finding("warning", about, f"{waiting} events wait: it takes them more slowly than they come", why)
+    return None
 
 
 def _vendors(settings: Settings) -> Iterator[Finding]:

@@ -45,7 +45,7 @@ def list_endpoints(as_json: bool) -> None:
     page = Client().get("/v1/endpoints")
     if as_json:
         return print_json(page)
-    names = ("id", "url", "types", "vendors", "metadata", "enabled", "waiting")
+    names = ("id", "url", "types", "vendors", "metadata", "enabled", "waiting", "failing_since")
     table(names, [[row[name] if row[name] not in ([], {}) else "all" for name in names] for row in page["data"]])
     return None
 

@@ -236,6 +236,13 @@ class Endpoints:
             pipeline.zcard(self._key("lanes", endpoint_id))
         return [int(number) for number in await pipeline.execute()]
 
+    async def failing_since(self, *endpoint_ids: str) -> list[datetime | None]:
+        """Since when nothing has got through to each of these endpoints; None where the last try was fine."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for endpoint_id in endpoint_ids:
+            pipeline.hget(self._key("state", endpoint_id), "since")
+        return [datetime.fromtimestamp(int(ms) / 1000, UTC) if ms else None for ms in await pipeline.execute()]
+
     async def event(self, member: str) -> bytes | None:
         """The event as it was published; where the stream has let go of it, with the job as it is now."""
         job_id, position, type_ = member.split()
