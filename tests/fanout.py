@@ -22,7 +22,8 @@ from typing import Any, Final, cast
 import click
 
 from service.deployment import Deployment, opened
-from service.jobs.endpoints import Endpoints, says
+from service.jobs.endpoints import Endpoints
+from service.jobs.stream import says
 from service.model import Endpoint, Observation, Source, Status, new_id
 from service.vendors import VENDORS
 from tests.support import deployment as deployments

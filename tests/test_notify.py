@@ -19,8 +19,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from service.deployment import Deployment, opened
 from service.jobs import tasks
-from service.jobs.endpoints import DISABLED, OVERLAP_MS, TEST, Endpoints, says
+from service.jobs.endpoints import DISABLED, OVERLAP_MS, TEST, Endpoints
 from service.jobs.scripts import PAUSE_AFTER
+from service.jobs.stream import says
 from service.model import Archive, Attempt, Endpoint, Observation, Output, Source, Status, new_id
 from service.settings import Settings
 from tests.support import deployment as deployments

@@ -22,7 +22,8 @@ import httpx
 from service import logs, metrics, tracing
 from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
-from service.jobs.endpoints import MAX_ENDPOINTS, TEST, Claim, Endpoints, Waiting, delivery_id, read_head, says
+from service.jobs.endpoints import MAX_ENDPOINTS, TEST, Claim, Endpoints, Waiting, delivery_id
+from service.jobs.stream import read_head, says
 from service.jobs.tokens import redact
 from service.model import Attempt
 from workers import outbound

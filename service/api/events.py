@@ -24,8 +24,8 @@ from service import logs
 from service.api.problems import ApiError, read_query
 from service.deployment import Deployment
 from service.jobs import stream
-from service.jobs.endpoints import DISABLED, EVENT_TYPES, read_head
-from service.jobs.stream import Position, position
+from service.jobs.endpoints import DISABLED, EVENT_TYPES
+from service.jobs.stream import Position, position, read_head
 from service.vendors import VENDORS
 
 #: Seconds between signs of life, so that no router takes the connection for dead.

@@ -23,6 +23,7 @@ from redis.commands.core import AsyncScript
 from service.jobs import stream
 from service.jobs.scripts import script_text
 from service.jobs.store import Store
+from service.jobs.stream import read_head, says
 from service.model import ARCHIVE_EVENTS, STATUS_EVENTS, Attempt, Endpoint, new_id
 from service.settings import Settings
 
@@ -56,25 +57,6 @@ class Claim(msgspec.Struct, frozen=True):
     waiting: list[Waiting]
 
 
-class Subject(msgspec.Struct, frozen=True):
-    """What has to be known of a job, or of anything else that an event is about, to filter by it."""
-
-    id: str = ""
-    vendor: str = ""
-    metadata: dict[str, Any] = {}
-
-
-class Head(msgspec.Struct, frozen=True):
-    """What has to be known of an event."""
-
-    id: str
-    type: str
-    data: Subject
-
-
-read_head = msgspec.json.Decoder(Head).decode
-
-
 def delivery_id(endpoint_id: str, member: str) -> str:
     return f"dlv_{endpoint_id.removeprefix('ep_')}_{member.replace(' ', '_')}"
 
@@ -83,20 +65,6 @@ def parse_delivery_id(text: str) -> tuple[str, str] | None:
     """The endpoint, and the member of its deliveries."""
     found = _DELIVERY.fullmatch(text)
     return (f"ep_{found[1]}", " ".join(found.groups()[1:])) if found else None
-
-
-def says(metadata: dict[str, Any], wanted: dict[str, object]) -> bool:
-    """Whether a job's metadata has what an endpoint asks for."""
-    return all(name in metadata and _same(metadata[name], value) for name, value in wanted.items())
-
-
-def _same(one: object, other: object) -> bool:
-    """Whether two JSON values are equal; to Python, true is 1."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and says(one, other)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 class Endpoints:
