@@ -33,6 +33,8 @@ HEARTBEAT: Final = 15.0
 #: The latest entries are kept here for everybody; who lags further behind reads pages of the stream.
 KEPT: Final = 1000
 PAGE: Final = 500
+#: Of those, so many are made one piece for a listener: thousands who read slowly would hold thousands of pages.
+AT_ONCE: Final = 20
 #: Fewer where the system allows fewer connections: vendors' callbacks need some too.
 LISTENERS: Final = 3000
 
@@ -192,9 +194,12 @@ async def _told(feed: Feed, last: Position, wanted: dict[str, frozenset[str]]) -
             if entries is None:  # it reads more slowly than the stream forgets: it comes again, and is told so
                 return
             last = entries[-1].at if entries else last
-            text = b"".join(entry.text for entry in entries if _fits(entry, wanted))
-            if text or clock() >= said + HEARTBEAT:
-                yield text or b": alive\nid: %b\n\n" % _written(last).encode()
+            texts = [entry.text for entry in entries if _fits(entry, wanted)]
+            for start in range(0, len(texts), AT_ONCE):
+                yield b"".join(texts[start : start + AT_ONCE])
+                said = clock()
+            if clock() >= said + HEARTBEAT:
+                yield b": alive\nid: %b\n\n" % _written(last).encode()
                 said = clock()
 
 
