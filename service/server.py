@@ -37,6 +37,8 @@ MIN_BYTES_PER_SECOND: Final = 1024
 MIN_RATE_AFTER: Final = 10.0
 #: Seconds without a byte taken of an answer that waits to be read.
 STALLED_SECONDS: Final = 30.0
+#: Seconds that an idle connection is kept when the process stops: a router may have sent a request on it already.
+LINGER_SECONDS: Final = 1.0
 #: Seconds that a request which is still being sent has left when the process stops.
 STOP_SECONDS: Final = 3.0
 #: How often a connection is looked at, in seconds.
@@ -44,6 +46,9 @@ LOOK_EVERY: Final = 2.5
 #: Connections at once; more are answered with 503. Files and Redis need some descriptors beside them.
 MAX_CONNECTIONS: Final = 4000
 _OTHER_FILES: Final = 200
+
+#: Seconds that one process of several has to begin, and to say that it is alive: on a busy machine both take a while.
+READY_SECONDS: Final = 30
 
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
 
@@ -60,6 +65,7 @@ class Guarded(HttpToolsProtocol):
         self._received = self._chunk = 0
         self._beside = self._ignored = 0  #: bytes since the last piece of a body, and of bodies that nobody wants
         self._in_head = self._receiving = True
+        self._last = False
         self._unread, self._unread_since = 0, self._begun
         self._look_at = self.loop.call_later(LOOK_EVERY, self._look)
 
@@ -91,6 +97,8 @@ class Guarded(HttpToolsProtocol):
             raise ValueError("too long a head, or too many requests at once")  # a 400, and the end of the connection
         self._in_head = False
         super().on_headers_complete()
+        if self._last:  # it is answered, with `connection: close`
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._beside = 0
@@ -106,8 +114,21 @@ class Guarded(HttpToolsProtocol):
     def shutdown(self) -> None:
         if stopping := self.app_state.get("stopping"):  # said once a connection, for want of another place
             stopping()
-        super().shutdown()
         self.loop.call_later(STOP_SECONDS, self._hurry)
+        if self._idle():
+            self._last = True
+            self.loop.call_later(LINGER_SECONDS, self._let_go)
+        else:
+            super().shutdown()
+
+    def _idle(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
+
+    def _let_go(self) -> None:
+        """The process stops, and nothing has come on this connection since it said so."""
+        if self._idle() and not (self._receiving and self._beside):
+            self.transport.close()
 
     def _hurry(self) -> None:
         """The process stops: who does not get on is not waited for."""
@@ -218,6 +239,7 @@ def main(host: str, port: int, processes: int) -> None:
         "limit_concurrency": max(1, min(MAX_CONNECTIONS, soft - _OTHER_FILES)),
         "timeout_keep_alive": 95,
         "timeout_graceful_shutdown": 20,
+        "timeout_worker_healthcheck": READY_SECONDS,
         "access_log": False,
         "server_header": False,
         "log_level": "warning",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -93,7 +94,7 @@ def test_whoever_is_shown_a_shared_url_is_noted(web: Web) -> None:
         assert pressed.status_code == 404
     folder = web.process.log.parent
     env = environment(environment_of(int(web.url.rpartition(":")[2]), folder, {"REDIS_URL": web.settings.redis_url}))
-    command = [BIN / "callsheet", "callback-url", "kitta"]
+    command: list[str | Path] = [BIN / "callsheet", "callback-url", "kitta"]
     told = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == web.shared_url("kitta")
     terminal, refused, dashboard = noted(web)

@@ -7,17 +7,22 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+import httpx
 import pytest
 from uvicorn.config import STARTUP_FAILURE
 
 from tests.hostile.hasty import AUTHORIZED, DEADLINES, LIVE, LONG, callback, drip, head, port_of, start
+from tests.hostile.launcher import command
 from tests.hostile.wire import Wire, request
-from tests.support.processes import eventually, free_port, listening
+from tests.support.processes import Process, eventually, free_port, listening
 from tests.support.web import CREDENTIALS, Web, environment_of, start_web, web_process
 
 LENGTH: Final = 16 * 2**20
@@ -212,6 +217,30 @@ def test_a_callback_that_is_on_its_way_when_the_process_stops_is_taken(redis_url
         web.process.wait(timeout=15)
 
 
+def start_patient(folder: Path, env: Mapping[str, str]) -> Process:
+    """A process that keeps idle connections for long enough to be sure, when it stops."""
+    options = ("--host", "127.0.0.1", "--port", env["PORT"])
+    later = {"service.server.LINGER_SECONDS": 6.0, "service.server.STOP_SECONDS": 8.0}
+    return Process(command("service.server", later, *options), log=folder / "web.log", env=env)
+
+
+def test_a_request_that_was_on_its_way_to_an_idle_connection_is_answered(redis_url: str, tmp_path: Path) -> None:
+    with web_process(tmp_path, {"REDIS_URL": redis_url, **CREDENTIALS}, start_patient) as web:
+        with Wire(port_of(web)) as fresh, Wire(port_of(web)) as kept, Wire(port_of(web)) as silent:
+            kept.send(LIVE)
+            assert kept.answer(LONG)
+            web.process.send(signal.SIGTERM)
+            web.process.wait_until(lambda: not listening(port_of(web)), "no more connections")
+            for wire in (fresh, kept):
+                wire.send(LIVE)
+                answer = wire.answer(LONG)
+                assert answer
+                assert (answer.status, answer.headers["connection"]) == (200, "close")
+                assert wire.ended(LONG)
+            assert silent.ended(LONG)
+        web.process.wait(timeout=15)
+
+
 # -- several processes --------------------------------------------------------------------------------------
 
 
@@ -249,3 +278,30 @@ def test_settings_that_are_not_usable_end_the_supervisor_too(redis_url: str, tmp
         assert process.wait(timeout=20) == STARTUP_FAILURE
         assert "STORAGE_URL" in process.output()
         assert "Traceback" not in process.output()
+
+
+def test_processes_that_share_the_port_make_room_for_new_ones_and_nobody_notices(
+    redis_url: str, tmp_path: Path
+) -> None:
+    env = {"REDIS_URL": redis_url, "WEB_CONCURRENCY": "2", **CREDENTIALS}
+    with web_process(tmp_path, env) as web, ThreadPoolExecutor(4) as senders:
+        first = eventually(lambda: found if len(found := children(web)) == 2 else None, "two processes")
+        path, body = callback(web)
+        over, answers = threading.Event(), Counter[int]()
+
+        def send(client: httpx.Client, kept: bool) -> None:
+            while not over.is_set():
+                close = {} if kept else {"connection": "close"}
+                answers[client.post(web.url + path, content=body, headers=close).status_code] += 1
+
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            sending = [senders.submit(send, client, kept) for kept in (True, False, True, False)]
+            try:
+                web.process.send(signal.SIGHUP)
+                eventually(lambda: len(now := children(web)) == 2 and not now & first, "two others", timeout=60)
+            finally:
+                over.set()
+            for sender in sending:
+                sender.result()
+        assert answers.keys() == {200}
+        assert web.process.exit_code is None
