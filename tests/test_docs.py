@@ -90,7 +90,8 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 def parsed(words: list[str]) -> None:
     """As the program itself would take it, up to the point where it would do something."""
-    command, context = program, click.Context(program)
+    command: click.Command = program
+    context = click.Context(program)
     while isinstance(command, click.Group):
         name, found, words = command.resolve_command(context, words)
         assert name

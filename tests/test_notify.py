@@ -19,7 +19,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from service.deployment import Deployment, opened
 from service.jobs import tasks
-from service.jobs.endpoints import DISABLED, OVERLAP_MS, TEST, Endpoints
+from service.jobs.endpoints import DISABLED, OVERLAP_MS, TEST, Claim, Endpoints
 from service.jobs.scripts import PAUSE_AFTER
 from service.jobs.stream import says
 from service.model import Archive, Attempt, Endpoint, Observation, Output, Source, Status, new_id
@@ -535,6 +535,27 @@ async def test_nothing_is_sent_where_nothing_may_go(redis_url: str, url: str) ->
 
 
 # -- nothing is lost ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_on_its_way_is_noted_though_redis_went_away_meanwhile(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, claim = asyncio.Event(), Endpoints.claim
+    endpoint = await post.endpoint(answer=gated(gate, always(204)))
+    await post.job("job.submitted")
+
+    async def once(self: Endpoints, *args: Any, **how: Any) -> Claim | None:
+        if not post.hooks.got["/a"]:
+            return await claim(self, *args, **how)
+        asyncio.get_running_loop().call_soon(gate.set)
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(Endpoints, "claim", once)
+    async with notify.client(allow_private_networks=True) as http:
+        with pytest.raises(ConnectionError):
+            await Notifier(post.deployment, http, asyncio.Event()).deliver(endpoint.id)
+    assert [attempt.outcome for attempt in await post.attempts(endpoint)] == ["delivered"]
+    assert await post.waiting(endpoint) == 0
 
 
 async def test_no_event_waits_for_a_sweep(post: Post, settings: Settings) -> None:
