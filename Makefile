@@ -27,7 +27,7 @@ up: $(READY) ## web, worker, poller and sandbox until Ctrl-C; data stays under v
 test: $(READY) ## the whole test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
-chaos: $(READY) ## the fault suite, some 15 minutes: everything dies, and nothing is lost; ARGS="kills redis" plays only these
+chaos: $(READY) ## the fault suite, some 15 minutes: everything dies, and nothing is lost; ARGS=--prove shows that it would notice
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 hostile: $(READY) ## hostile input, links and crowds against the real processes; a table of what came of it

@@ -58,9 +58,8 @@ class Ledger:
     #: The types of a job's events, as they stand in the stream.
     told: dict[str, list[str]] = field(default_factory=dict)
     published: Counter[tuple[str, str]] = field(default_factory=Counter)  #: by pub/sub
-    subscribed: bool = False  #: somebody is sent webhooks
+    subscribed: frozenset[str] = frozenset()  #: the vendors of whose jobs somebody is sent webhooks
     delivered: Counter[tuple[str, str]] = field(default_factory=Counter)  #: by webhook, by job and type
-    delivered_at: dict[tuple[str, str], float] = field(default_factory=dict)  #: for the first time
     sent: dict[str, list[str]] = field(default_factory=dict)  #: the types of a job's webhooks, as they first came
     webhook_ids: dict[tuple[str, str], set[str]] = field(default_factory=dict)  #: that one event came with
     operated: set[str] = field(default_factory=set)  #: jobs that the operator had to resolve
@@ -77,15 +76,20 @@ class Ledger:
         return [entry for entry in list(self.by_job.values()) if group is None or entry.order.group == group]
 
     def done_at(self, entry: Entry) -> float | None:
-        """When its last event had been heard on every channel that misses none."""
+        """When its last event was heard."""
+        return self.heard_at.get(self._last(entry))
+
+    def _last(self, entry: Entry) -> tuple[str, str]:
         refused = entry.order.refusable and (entry.job_id, "job.failed") in self.heard_at
-        last = entry.job_id, "job.failed" if refused else entry.order.last_event
-        at = [self.heard_at.get(last), self.delivered_at.get(last) if self.subscribed else 0.0]
-        return None if None in at else max(filter(None, at))
+        return entry.job_id, "job.failed" if refused else entry.order.last_event
 
     def open(self) -> list[Entry]:
-        """Acknowledged, and not at their end."""
-        return [entry for entry in self.acknowledged() if self.done_at(entry) is None]
+        """Acknowledged, and not at their end, or the subscriber has not been sent that yet."""
+        return [entry for entry in self.acknowledged() if not self._ended(entry)]
+
+    def _ended(self, entry: Entry) -> bool:
+        last = self._last(entry)
+        return last in self.heard_at and (entry.order.vendor not in self.subscribed or last in self.delivered)
 
 
 class Listeners:

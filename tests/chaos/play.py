@@ -24,9 +24,12 @@ SHORT_GRACE: Final = 1.0
 class Show:
     """Plays scenarios; while one waits for everything to come right, the next may begin."""
 
-    def __init__(self, *, seed: int, scale: float = 1.0, without: str = "", tell: Tell) -> None:
+    def __init__(
+        self, *, seed: int, scale: float = 1.0, hasty: bool | None = None, without: str = "", tell: Tell
+    ) -> None:
         self._seed = seed
         self._scale = scale
+        self._hasty = scale < 1 if hasty is None else hasty
         self._without = without
         self._tell = tell
         self._turn = threading.Lock()
@@ -46,10 +49,11 @@ class Show:
         with tempfile.TemporaryDirectory(prefix=f"callsheet-{scenario.name}-") as folder, ExitStack() as stack:
             with self._turn:
                 began = time.monotonic()
-                grace = LONG_GRACE if self._scale >= 1 else SHORT_GRACE
+                grace = SHORT_GRACE if self._hasty else LONG_GRACE
                 made = Stage(Path(folder), scenario.plan, seed=self._seed, without=self._without, grace=grace)
                 stage = stack.enter_context(made)
-                cast = stack.enter_context(Cast(stage, scenario, self._scale, self._tell, self._stop))
+                played = Cast(stage, scenario, self._scale, self._tell, self._stop, hasty=self._hasty)
+                cast = stack.enter_context(played)
                 scenario.play(cast)
                 cast.acknowledged()
             cast.settle()

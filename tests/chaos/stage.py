@@ -35,6 +35,9 @@ GOOD_ENDS: Final = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
 #: Seconds from SIGTERM to SIGKILL.
 PLATFORM_PATIENCE: Final = 30.0
 
+#: The vendors of whose jobs webhooks are sent. All of them would take a machine for themselves.
+SUBSCRIBED: Final = ["apimodels", "chanjing"]
+
 #: RQ's own worker on the same queues.
 RQ_WORKER: Final = (
     "rq worker --worker-class rq.worker.SimpleWorker --serializer rq.serializers.JSONSerializer"
@@ -51,7 +54,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     redis_proxy: bool = False
     s3_proxy: bool = False
     small_disk: bool = False
-    subscriber: bool = True  #: an endpoint that is sent every event
+    subscriber: bool = True  #: somebody is sent webhooks
     settings: dict[str, str] = {}
     inside: dict[str, str] = {}  #: role → words for inside/sitecustomize.py
 
@@ -115,12 +118,13 @@ class Stage:
             self._subscribe(stack.enter_context(subscriber_of(self.ledger)))
 
     def _subscribe(self, subscriber: Subscriber) -> None:
-        """Let the service send every event to an endpoint of the suite's."""
+        """Let the service send events to an endpoint of the suite's."""
         headers = {"Authorization": f"Bearer {API_KEY}"}
         with httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=30) as api:
-            told = api.post("/v1/endpoints", json={"url": subscriber.url}).raise_for_status().json()
+            answer = api.post("/v1/endpoints", json={"url": subscriber.url, "vendors": SUBSCRIBED})
+        told = answer.raise_for_status().json()
         self.endpoint, subscriber.secret = told["id"], told["secret"]
-        self.ledger.subscribed = True
+        self.ledger.subscribed = frozenset(SUBSCRIBED)
 
     def _environment(self, stack: ExitStack) -> dict[str, str]:
         redis_port, endpoint = self.valkey.port, self.s3.endpoint

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
@@ -55,8 +54,7 @@ class Subscriber:
         except WebhookVerificationError as wrong:
             ledger.strange.append(f"a webhook's signature: {wrong}")
         job_id, type_ = event["data"]["id"], event["type"]
-        if not ledger.delivered[job_id, type_]:
-            ledger.delivered_at[job_id, type_] = time.time()
+        if (job_id, type_) not in ledger.delivered:
             ledger.sent.setdefault(job_id, []).append(type_)
         ledger.delivered[job_id, type_] += 1
         ledger.webhook_ids.setdefault((job_id, type_), set()).add(hook.headers["webhook-id"])

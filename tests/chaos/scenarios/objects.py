@@ -77,9 +77,11 @@ def shutdown(cast: Cast) -> None:
     """As Heroku does it: SIGTERM to all at once, SIGKILL half a minute later, in the middle of large files."""
     stage = cast.stage
     films = Films(stage, cast.use(file_server()))
-    both(cast, rate=50)
-    short = films.make(cast.times(6), LARGE_FILES, answer=lambda body: slow(body, cast.seconds(6, 3)))
     long = films.make(cast.times(6), LARGE_FILES, answer=lambda body: slow(body, cast.seconds(90, 6)))
+    short = films.make(cast.times(6), LARGE_FILES, answer=lambda body: slow(body, cast.seconds(6, 3)))
+    both(cast, rate=50)
+    while not sum(map(films.fetched, long)) >= stage.plan.workers:
+        cast.wait(0.1)
     cast.wait(cast.seconds(2, 0.5))
     stopped_at = time.monotonic()
     for name in stage.names:
