@@ -9,7 +9,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
@@ -228,6 +228,18 @@ class Stage:
                 self.trouble.append(f"{process.log.stem} did not stop when told to: {process.exit_code}")
             process.kill()
         self._leaving.clear()
+
+    @contextlib.contextmanager
+    def held(self, role: str) -> Iterator[None]:
+        """Let the processes of a role stand still for the length of a block."""
+        held = [process for name, process in self._running.items() if name.startswith(role)]
+        for process in held:
+            process.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in held:
+                process.send(signal.SIGCONT)
 
     def revive(self) -> None:
         """Start again what has died. Only the suite's own SIGKILL is a good reason to."""

@@ -284,13 +284,17 @@ def drip_head(*, every: float = 0.02) -> Answer:
 
 
 def slow(body: bytes, seconds: float) -> Answer:
-    """All of it, the second half after so many seconds."""
+    """All of it within so many seconds, a piece in each: nobody gives it up as silent."""
+    pieces = max(2, int(seconds))
+    size = -(-len(body) // pieces)
 
     def answer(wire: Wire) -> None:
         wire.head(content_type="video/mp4", content_length=str(len(body)))
-        wire.send(body[: len(body) // 2])
-        if wire.pause(seconds):
-            wire.send(body[len(body) // 2 :])
+        wire.send(body[:size])
+        for start in range(size, len(body), size):
+            if not wire.pause(seconds / (pieces - 1)):
+                return
+            wire.send(body[start : start + size])
 
     return answer
 

@@ -53,19 +53,18 @@ def hints(cast: Cast) -> None:
     both(cast, rate=60)
     doubled, dropped = set[str](), set[str]()
     while stage.crowd.busy:
-        for task in ("submit", "archive"):
-            queue = f"rq:queue:{stage.desk.settings.queue(task)}"
-            for found in stage.desk.redis.lrange(queue, 0, 20):
-                task_id = os.fsdecode(found)
-                if task_id in doubled | dropped:
-                    continue
-                lost = chance.random() < 0.1
-                (dropped if lost else doubled).add(task_id)
-                if lost:
-                    stage.desk.redis.lrem(queue, 0, task_id)
-                else:
-                    stage.desk.redis.lpush(queue, task_id, task_id)
-        cast.wait(0.01)
+        cast.wait(0.5)
+        with stage.held("worker"):  # so that something stands in the queues
+            cast.wait(0.3)
+            for task in ("submit", "archive"):
+                queue = f"rq:queue:{stage.desk.settings.queue(task)}"
+                for task_id in {os.fsdecode(found) for found in stage.desk.redis.lrange(queue, 0, -1)}:
+                    lost = chance.random() < 0.1
+                    (dropped if lost else doubled).add(task_id)
+                    if lost:
+                        stage.desk.redis.lrem(queue, 0, task_id)
+                    else:
+                        stage.desk.redis.lpush(queue, task_id, task_id)
     cast.figures |= {"tasks doubled": len(doubled), "tasks lost": len(dropped)}
 
 
