@@ -3,6 +3,7 @@
 
 VENV := .venv
 READY := $(VENV)/.ready
+JOBS ?= 3
 BUSY := $(VENV)/.installing
 BIN := $(VENV)/bin
 CANDIDATES := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python /usr/bin/python3
@@ -24,8 +25,8 @@ demo: $(READY) ## run jobs through every vendor on embedded parts, check every f
 up: $(READY) ## web, worker, poller and sandbox until Ctrl-C; data stays under var/
 	@$(BIN)/callsheet up $(ARGS)
 
-test: $(READY) ## the whole test suite
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## the whole test suite, in JOBS processes at once (3; 0: in this one, for a debugger)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 chaos: $(READY) ## the fault suite, some 15 minutes: everything dies, and nothing is lost; ARGS=--prove shows that it would notice
 	@$(BIN)/python -m tests.chaos $(ARGS)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from tests.support import state
 from tests.support.web import API_KEY, CREDENTIALS, Web, web_process
 
 KEYS: Final = {
@@ -122,12 +123,12 @@ def test_a_key_that_may_not_is_told_what_it_lacks_and_what_it_has(web: Web) -> N
 
 def test_what_a_key_may_not_do_is_not_done(web: Web) -> None:
     _, method, path, _ = calls(web)["attach"]
-    before = web.redis.dbsize()
+    before = state.keys(web.redis)
     for name in ("reader", "hashed reader"):
         for body in ({"metadata": {"a": 1}}, {"vendor_job_id": "b"}):
             ask(web, KEYS[name], method, path, json=body)
         ask(web, KEYS[name], "POST", "/v1/jobs", json={"vendor": "kitta"})
-    assert web.redis.dbsize() == before
+    assert state.keys(web.redis) == before
     assert web.api.get(path).json()["metadata"] == {}
 
 

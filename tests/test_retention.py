@@ -58,9 +58,13 @@ async def retire(deployment: Deployment) -> None:
             pass
 
 
+#: What is not about single jobs.
+BESIDE: Final = {"costs", "stream", "indexes", "metrics", "processes", "counted"}
+
+
 async def keys(deployment: Deployment) -> set[str]:
     found = {key.decode() async for key in deployment.redis.scan_iter("callsheet:*")}
-    return {key for key in found if "costs" not in key and "stream" not in key and "indexes" not in key}
+    return {key for key in found if not set(key.split(":")) & BESIDE}
 
 
 async def test_jobs_that_have_ended_are_forgotten_whole(deployment: Deployment) -> None:

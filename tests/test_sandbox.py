@@ -105,14 +105,14 @@ def running(folder: Path, *options: str) -> Iterator[tuple[Process, str]]:
     """A sandbox and its URL."""
     log = folder / "sandbox.log"
     with Process([sys.executable, "-m", "sandbox", "--port", "0", *options], log=log) as process:
-        line = process.wait_until(lambda: LISTENING.fullmatch(process.output()), "its URL", timeout=15)
+        line = process.wait_until(lambda: LISTENING.fullmatch(process.output()), "its URL")
         yield process, line[1]
 
 
 def stop(process: Process, by: signal.Signals = signal.SIGTERM) -> None:
     """Stop it; it has to end well, and without a word."""
     process.send(by)
-    assert process.wait(timeout=5) == 0
+    assert process.wait(timeout=15) == 0
     assert LISTENING.fullmatch(process.output()), process.output()
 
 

@@ -20,6 +20,7 @@ from service.jobs.tasks import PATIENCE
 from service.model import MAX_DEPTH, Job, JobError, Observation, Output, Problem, Source, Status
 from service.vendors import VENDORS
 from service.vendors.catalogue import takers
+from tests.support import state
 from tests.support.web import API_KEY, OTHER_API_KEY, Web
 from tests.test_api import NO_SUCH_JOB, bad_fields, everything, problem, secret_of
 
@@ -64,7 +65,7 @@ def noted(web: Web) -> dict[str, float]:
 
 
 def nothing_written(web: Web) -> bool:
-    return cast("list[bytes]", web.redis.keys("*")) == []
+    return state.keys(web.redis) == []
 
 
 def types(web: Web) -> list[str]:
@@ -569,10 +570,10 @@ def test_of_different_requests_with_one_key_at_once_one_is_sent(web: Web) -> Non
 )
 def test_another_request_with_the_same_key_is_a_conflict(web: Web, other: dict[str, Any]) -> None:
     job = web.api.post("/v1/jobs", json=REQUEST, headers=keyed()).json()
-    keys = web.redis.dbsize()
+    keys = state.keys(web.redis)
     assert problem(web.api.post("/v1/jobs", json=other, headers=keyed()), 409)["job_id"] == job["id"]
     assert len(line(web)) == 1
-    assert web.redis.dbsize() == keys
+    assert state.keys(web.redis) == keys
     assert web.api.post("/v1/jobs", json=other, headers=keyed("order-2")).status_code in (201, 202)
 
 

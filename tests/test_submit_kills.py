@@ -308,7 +308,7 @@ async def test_a_worker_that_has_to_stop_in_the_middle_of_a_sending_leaves_the_j
     worker = processes.start("hasty", [BIN / "python", "-c", HASTY], env=env)
     worker.wait_until(lambda: sandbox.jobs("kitta"), "the sending")
     worker.send(signal.SIGTERM)
-    assert worker.wait(timeout=5) == 0
+    assert worker.wait(timeout=15) == 0
     assert "Traceback" not in worker.output()
     assert desk.job(job_id).status is Status.UNCONFIRMED
     assert 0 < (desk.due_in(f"submit-{job_id}", "tasks") or 0) <= tasks.PATIENCE

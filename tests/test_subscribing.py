@@ -96,7 +96,7 @@ def test_workers_of_a_group_share_what_there_is_and_what_the_dead_left(web: Web,
     web.ended(5)
     web.redis.xreadgroup("shop", consumer, {web.key("stream"): ">"}, count=3)
     web.ended(30)
-    eventually(lambda: set(heard(*workers)) == set(ledger(web)), "everything", timeout=20)
+    eventually(lambda: set(heard(*workers)) == set(ledger(web)), "everything")
     eventually(lambda: web.redis.xpending(web.key("stream"), "shop")["pending"] == 0, "nothing in anybody's hands")
     assert all(heard(worker) for worker in workers[1:])
 

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.jobs.tokens import SHARED, Tokens, redact
-from service.model import new_id
 
-JOB: Final = new_id("job", 1_800_000_000_000)
-OTHER: Final = new_id("job", 1_800_000_000_001)
+JOB: Final = "job_06hhgn2g01b72itgvotbapli"
+OTHER: Final = "job_06hhgn2g05033c7fbtb4j2t6"
 NOW: Final = Tokens(("the key of today", "the key of yesterday"), "https://callsheet.example")
 BEFORE: Final = Tokens(("the key of yesterday",), "https://callsheet.example")
 TOMORROW: Final = Tokens(("the key of tomorrow", "the key of today"), "https://callsheet.example")

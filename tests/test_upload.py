@@ -418,7 +418,7 @@ def test_sigterm_puts_the_task_back_and_another_worker_ends_it(
     first: Process = processes.start("hasty", [BIN / "python", "-c", HASTY], env=env)
     first.wait_until(lambda: files.requests("/face.mp4"), "the download")
     first.send(signal.SIGTERM)
-    assert first.wait(timeout=6) == 0
+    assert first.wait(timeout=15) == 0
     queue = f"rq:queue:{settings.queue('submit')}"
     assert desk.redis.lrange(queue, 0, -1) == [f"submit-{job_id}".encode()]
     assert desk.job(job_id).status is Status.PENDING

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import tempfile
 import time
@@ -78,8 +79,12 @@ def demo(timeout: float, as_json: bool) -> None:
             local.start(lambda name, line: lines.append(f"{name}: {line}"))
             settings = load(VENDORS.values(), local.environ)
             with connect_sync(settings) as redis:
-                rows = _Demo(local, redis, settings, lines).run(timeout, screen)
-                _tidy(redis, settings)
+                try:
+                    rows = _Demo(local, redis, settings, lines).run(timeout, screen)
+                finally:
+                    local.stop()  # or they would go on writing
+                    if os.environ.get("REDIS_URL"):
+                        _tidy(redis, settings)
         _tell(rows, as_json)
     except (click.ClickException, httpx.HTTPError, RedisError):
         click.echo("\nThe last lines of the processes:\n" + "\n".join(lines[-60:]), err=True)

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from starlette.routing import Route
 
 import service.api
+from service.dashboard.views import BUTTONS, PAGES
 from service.deployment import Deployment
 from service.vendors import VENDORS
+from tests.support import state
 from tests.support.servers import valkey_server
 from tests.support.web import API_KEY, CREDENTIALS, Web, web_process
 
-from . import corpus, state, strategies
+from . import corpus, strategies
 from .measure import megabytes, milliseconds, peak, resident
 from .stage import SEED, Result, Stage
 from .wire import Answer, Wire, ask
@@ -140,7 +142,7 @@ def _may_change(key: str, old: Any, new: Any, known: set[str]) -> bool:
         return bool(new[: len(old)] == old) and not any(json.loads(entry)["applied"] for entry in new[len(old) :])
     if kind == "job" and subject in known:  # what begins so is bookkeeping, which no answer and no event has
         return all(name.startswith(b"_") for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return kind in ("quarantine", "ready") or (kind == "raw" and subject in known)
+    return kind in ("quarantine", "kept", "ready") or (kind == "raw" and subject in known)
 
 
 # -- what is sent ------------------------------------------------------------------------------------------
@@ -215,14 +217,14 @@ def _callbacks(stage: Stage, target: Target) -> None:
 
 def _api(stage: Stage, target: Target) -> None:
     ids = [job["id"] for job in target.bystanders] + [letter["id"] for letter in target.web.letters()]
-    routes = [route.path for route in _routes(target.web)]
+    routes = [*(f"/v1{route.path}" for route in _routes(target.web)), *PAGES, *BUTTONS, "/sign-in", "/sign-out"]
     piece = strategies.segments(ids)
     paths = st.tuples(st.sampled_from(routes), piece, piece, strategies.queries()).map(
-        lambda made: "/v1" + made[0].replace("{id}", made[1]).replace("{number}", made[2]) + made[3]
+        lambda made: made[0].replace("{id}", made[1]).replace("{number}", made[2]) + made[3]
     )
     methods = st.sampled_from(("GET", "GET", "POST", "POST", "PATCH", "DELETE", "HEAD"))
     given = strategies.bodies(strategies.REQUESTS).map(lambda body: POISON + body[1:] if body[:1] == b"{" else body)
-    keys = st.sampled_from((*WEAK, STRONG, STRONG))
+    keys = st.sampled_from((*WEAK, _session(target.web), STRONG, STRONG))
 
     def send(made: tuple[str, str, bytes, list[bytes], bytes]) -> None:
         method, path, body, heads, key = made
@@ -238,12 +240,19 @@ def _few(found: st.SearchStrategy[list[bytes]]) -> st.SearchStrategy[list[bytes]
     return st.just([]) | st.just([]) | found.map(lambda heads: [head for head in heads if len(head) < 4000])
 
 
+def _session(web: Web) -> bytes:
+    """The cookie of somebody who may look at the dashboard, and who sends no form of it."""
+    answer = web.http.post("/sign-in", data={"key": READER}, headers={"origin": web.url})
+    assert answer.status_code == 303, answer.text
+    return b"cookie: " + answer.headers["set-cookie"].partition(";")[0].encode()
+
+
 def _routes(web: Web) -> list[Route]:
     """Every route of the API, as the service itself has them."""
     deployment, found = Deployment(web.settings), list[Route]()
     for module in pkgutil.iter_modules(service.api.__path__):
         routes = getattr(importlib.import_module(f"service.api.{module.name}"), "routes", None)
-        if routes and "deployment" in routes.__annotations__:
+        if routes and list(routes.__annotations__) == ["deployment", "return"]:
             found += routes(deployment)
     return [route for route in found if not route.path.endswith("z")]
 

@@ -16,13 +16,13 @@ import httpx
 from redis import Redis, RedisError
 
 from service.vendors import VENDORS
+from tests.support import state
 from tests.support.processes import ROOT, Process, eventually
 from tests.support.sandbox import sandbox_process
 from tests.support.servers import valkey_server
 from tests.support.submissions import PLAIN
 from tests.support.web import web_process
 
-from . import state
 from .outputs import Outputs, Secrets
 from .stage import Stage
 

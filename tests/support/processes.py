@@ -29,7 +29,7 @@ T = TypeVar("T")
 _INTERVAL: Final = 0.02  #: seconds between two looks at a condition
 
 
-def eventually(condition: Callable[[], T | None], what: str = "the condition", *, timeout: float = 5.0) -> T:
+def eventually(condition: Callable[[], T | None], what: str = "the condition", *, timeout: float = 30.0) -> T:
     """Ask until the answer is truthy, and return it. AssertionError after `timeout` seconds, with the last answer."""
     deadline = time.monotonic() + timeout
     while not (answer := condition()):
@@ -43,7 +43,7 @@ async def eventually_async(
     condition: Callable[[], Awaitable[T | None]],
     what: str = "the condition",
     *,
-    timeout: float = 5.0,  # noqa: ASYNC109 (the same call as `eventually`)
+    timeout: float = 30.0,  # noqa: ASYNC109 (the same call as `eventually`)
 ) -> T:
     """`eventually` for a condition that is awaited; the event loop goes on meanwhile."""
     deadline = time.monotonic() + timeout
@@ -116,7 +116,7 @@ class Process:
         """Everything that it has written so far."""
         return self.log.read_text(errors="replace")
 
-    def wait_until(self, condition: Callable[[], T | None], what: str = "the condition", *, timeout: float = 10.0) -> T:
+    def wait_until(self, condition: Callable[[], T | None], what: str = "the condition", *, timeout: float = 30.0) -> T:
         """`eventually`, which gives up at once when the process has ended, and shows its log when it fails."""
 
         def condition_of_the_living() -> T | None:
@@ -129,7 +129,7 @@ class Process:
         except AssertionError as failure:
             raise AssertionError(f"{failure}\n{self.describe()}") from None
 
-    def wait(self, *, timeout: float = 10.0) -> int:
+    def wait(self, *, timeout: float = 30.0) -> int:
         """Wait for it to end by itself, and return the exit code."""
         try:
             return self._popen.wait(timeout)

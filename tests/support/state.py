@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -17,11 +18,18 @@ _READERS: Final[dict[bytes, Callable[[Any, bytes], object]]] = {
     b"stream": lambda redis, key: redis.xrange(key),
 }
 
+#: What processes count and what operators did: it comes and goes beside the facts about jobs.
+_BESIDE: Final = re.compile(rb".*:(metrics|processes|counted|audit)(:.*)?")
+
+
+def keys(redis: Redis) -> list[bytes]:
+    """The keys of the facts about jobs."""
+    return sorted(key for key in redis.scan_iter(count=1000) if not _BESIDE.fullmatch(key))
+
 
 def snapshot(redis: Redis) -> dict[str, Any]:
     """Key → what it holds. Keys that go away meanwhile are not there."""
-    keys: list[bytes] = sorted(redis.scan_iter(count=1000))
-    types = {key: cast("bytes", redis.type(key)) for key in keys}
+    types = {key: cast("bytes", redis.type(key)) for key in keys(redis)}
     return {key.decode(): _READERS[type_](redis, key) for key, type_ in types.items() if type_ in _READERS}
 
 
