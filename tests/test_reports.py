@@ -41,7 +41,7 @@ def test_a_task_that_fails_in_a_worker_is_reported_without_the_token_in_it(
         data = json.dumps([f"no.such.task {URL} {SECRET}", None, [], {}])
         redis.hset("rq:job:odd", mapping={"data": data, "status": "queued", "origin": made.queue(tasks.SUBMIT)})
         redis.rpush(f"rq:queue:{made.queue(tasks.SUBMIT)}", "odd")
-        worker.wait_until(lambda: told(sentry), "a report")
+        worker.wait_until(lambda: told(sentry), "a report", timeout=40)
         [event] = told(sentry)
         assert event["message"] == "a task failed"
         assert (event["level"], event["tags"]["part"]) == ("error", "worker")
