@@ -42,6 +42,7 @@ class Show:
         self._log = log
         self.heard = _Subscriber.heard  #: a path for each webhook that came
         self.url = local.url
+        self.redis_url = local.environ["REDIS_URL"]
         self.api = httpx.Client(
             base_url=local.url, timeout=30, trust_env=False, headers={"Authorization": f"Bearer {KEYS['team']}"}
         )
