@@ -562,6 +562,31 @@ def test_rotating_is_explained_with_a_new_key_and_no_old_one(up: Up) -> None:
     assert not any(key in told for key in up.noted["environ"]["SECRET_KEYS"].split(","))
 
 
+def test_any_id_shows_a_job_and_what_came(shared: Up) -> None:
+    job = shared.json("submit", "lipsync_studio", *shared.media())
+    ids = (job["id"], job["vendor_job_id"], f"evt_{job['id'][4:]}_succeeded")
+    assert [shared.json("jobs", "show", any_id)["id"] for any_id in ids] == [job["id"]] * 3
+    assert shared.json("jobs", "list", "--id", job["vendor_job_id"])["data"][0]["id"] == job["id"]
+    shown = shared.run("jobs", "show", ids[1], "--raw").stdout
+    assert '"status":"completed"' in shown.replace(" ", "")
+
+
+def test_the_overview_says_how_it_goes(shared: Up) -> None:
+    told = shared.json("overview")
+    assert set(told["vendors"]) == set(VENDORS)
+    assert told["now"]["callsheet_quarantine"] >= 0
+    said = shared.run("overview", "--hours", "1").stdout
+    assert {
+        words for words in ("lipsync_studio", "well", "queue_depth", "verdicts in 1 h") if words not in said
+    } == set()
+
+
+def test_shells_learn_to_complete() -> None:
+    for shell in ("bash", "zsh", "fish"):
+        answer = run("completion", shell)
+        assert (answer.returncode, "_CALLSHEET_COMPLETE" in answer.stdout) == (0, True)
+
+
 def test_quarantine_is_listed_shown_and_replayed(shared: Up) -> None:
     job = shared.track()
     assert httpx.post(job["callback_url"], content=b'{"status": "melted"}').status_code == 422
@@ -584,6 +609,7 @@ def test_the_shared_callback_url_works(shared: Up) -> None:
     [
         (("jobs", "show", "job_unknown"), 1, "there is no job 'job_unknown'"),
         (("jobs", "refresh", "job_unknown"), 1, "there is no job"),
+        (("completion", "cmd"), 2, "'cmd' is not one of"),
         (("jobs", "list", "--status", "melted"), 2, "'melted' is not one of"),
         (("jobs", "resolve", "job_unknown", "--fail"), 1, "there is no job"),
         (("jobs", "resolve", "job_unknown"), 2, "exactly one of --adopt, --resend and --fail"),

@@ -187,8 +187,8 @@ def test_a_shared_callback_url_is_shown_to_an_admin_who_asks(opened: Opened, sho
     assert shown.api.post(url, json={}).status_code != 404, "it is a good one"
     page.goto("/vendors")
     assert "shared." not in page.content()
-    [line] = shown.lines("shared callback URL shown")
-    assert (line["key_name"], line["vendor"]) == ("team", "apimodels")
+    [entry] = [entry for entry in shown.api.get("/v1/audit").json()["data"] if entry["action"] == "vendors.reveal"]
+    assert (entry["who"], entry["subject"]) == ("team", "apimodels")
     assert url.rpartition(".")[2] not in shown.log()
 
 

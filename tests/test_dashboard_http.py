@@ -208,7 +208,7 @@ def test_a_form_counts_only_from_our_own_page(web: Web, visitor: httpx.Client) -
     good = visitor.post(path, data={"csrf": token, "back": "//evil.example"})
     assert (good.status_code, good.headers["location"]) == (303, "/?done=jobs-refresh")
     assert len(web.timeline(job["id"])) == len(before) + 1
-    assert web.lines("pressed")[-1]["key_name"] == "studio"
+    assert (web.lines("audit")[-1]["who"], web.lines("audit")[-1]["action"]) == ("studio", "jobs.refresh")
 
 
 def test_what_a_key_may_not_do_is_refused(web: Web) -> None:
