@@ -293,6 +293,26 @@ def answering_parts(s3: S3) -> Iterator[str]:
         server.shutdown()
 
 
+def test_a_long_payload_is_shown_whole_to_who_asks(web: Web, visitor: httpx.Client) -> None:
+    job = web.track("kitta", vendor_job_id="a")["id"]
+    said = Observation(source=Source.CALLBACK, status=Status.PROCESSING)
+    web.record(said, vendor="kitta", job_id=job, raw=b'{"echo": "%s-end"}' % (b"x" * 20_000))
+    short = visitor.get(f"/jobs/{job}").text
+    assert ("Show all 20,0" in short, "x-end" in short, len(short) < 20_000) == (True, False, True)
+    [link] = re.findall(r'href="(/jobs/[^"]+)">Show all', short)
+    assert "x-end" in visitor.get(link).text
+
+
+def test_a_page_asks_for_news_as_long_as_there_may_be_some(web: Web, visitor: httpx.Client) -> None:
+    job, [ended] = web.track("kitta", vendor_job_id="a")["id"], web.ended()
+    asked = {f"/jobs/{job}": 200, f"/jobs/{ended}": 286, f"/jobs/{ended}?done=jobs-refresh": 200, "/jobs": 200}
+    live = {path: visitor.get(path, headers={"HX-Request": "true"}).status_code for path in asked}
+    assert live == asked
+    assert {path: ("hx-get" in visitor.get(path).text) for path in asked} == {
+        path: status == 200 for path, status in asked.items()
+    }
+
+
 def test_a_query_that_means_nothing_is_refused_on_a_page(visitor: httpx.Client) -> None:
     for query in ("session=a&path=b&query=c", "status=lost", "cursor=x", "id=%00"):
         answer = visitor.get(f"/jobs?{query}")

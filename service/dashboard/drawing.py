@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from service.dashboard.words import span
+from service.model import VERDICTS, Status
+
+#: Statuses that another one follows.
+LIVING: Final = frozenset(Status) - {*VERDICTS, Status.EXPIRED}
 
 
 class Dot(NamedTuple):
@@ -26,8 +30,7 @@ def lanes(job: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], now: dat
     """A timeline as one lane a source, from the job's beginning to its last fact, or until now while it lives."""
     begun = datetime.fromisoformat(job["created_at"])
     times = [(datetime.fromisoformat(entry["at"]) - begun).total_seconds() for entry in entries]
-    living = job["status"] in ("pending", "unconfirmed", "queued", "processing")
-    length = max([0.001, *times, *([(now - begun).total_seconds()] if living else [])])
+    length = max([0.001, *times, *([(now - begun).total_seconds()] if job["status"] in LIVING else [])])
     found: dict[str, list[Dot]] = {}
     for number, (entry, at) in enumerate(zip(entries, times, strict=True), 1):
         says = entry["status"] or entry.get("archive") or entry.get("problem") or "a note"

@@ -45,7 +45,12 @@ class Paper:
         )
         drawn = (drawing.lanes, drawing.bars, drawing.lines, drawing.peak)
         self._templates.globals |= {draw.__name__: draw for draw in drawn}
-        self._templates.globals |= {"static": self._address, "statuses": list(Status), "archives": list(Archive)}
+        self._templates.globals |= {
+            "static": self._address,
+            "statuses": list(Status),
+            "archives": list(Archive),
+            "LIVING": drawing.LIVING,
+        }
         self._templates.globals |= {"vendors": {slug: f"v{number % 4}" for number, slug in enumerate(sorted(VENDORS))}}
         self._templates.filters |= words.FILTERS
 
@@ -71,4 +76,6 @@ class Paper:
         html = self._templates.get_template(f"{template}.html").render(
             session=session, csrf=csrf, here=here, now=datetime.now(UTC), **more
         )
+        if status == 200 and "hx-request" in request.headers and not more.get("live"):
+            status = 286  # by which htmx asks no more
         return Response(html, status, _HEADERS, media_type="text/html")

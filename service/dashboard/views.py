@@ -22,6 +22,7 @@ from service import logs
 from service.api.auth import Keys, check_method
 from service.api.problems import REFUSALS, ApiError, as_problem, by_method, read_body
 from service.dashboard import words
+from service.dashboard.drawing import LIVING
 from service.dashboard.inside import Inside
 from service.dashboard.media import streamed
 from service.dashboard.paper import Paper
@@ -169,6 +170,8 @@ class _Dashboard:
             told[name] = await self._inside.get(session, path.format(**request.path_params), given)
         if page.template == "jobs" and (elsewhere := _one_and_only(query, told["page"]["data"])):
             return RedirectResponse(elsewhere, 303)
+        if "job" in told:  # nothing moves by itself any more, unless somebody has just pressed something
+            told["live"] = bool(told["done"]) or told["job"]["archive"] == "waiting" or told["job"]["status"] in LIVING
         return self.paper.page(request, page.template, session=session, **told, **more)
 
     def _problem(self, request: Request, session: Session, problem: ApiError) -> Response:
