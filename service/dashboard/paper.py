@@ -58,12 +58,15 @@ class Paper:
         return [Route("/static/{version}/{name}", self._static, methods=["GET"])]
 
     async def _static(self, request: Request) -> Response:
-        """The address changes with the content, so that a browser asks once."""
-        name = request.path_params["name"]
-        if name not in self._files or request.path_params["version"] != self._version:
+        """The address changes with the content, so that a browser asks once.
+
+        While one release follows another, pages of the other ask here too: they get ours, and do not keep it.
+        """
+        name, version = request.path_params["name"], request.path_params["version"]
+        if name not in self._files:
             raise ApiError(404, "there is no such file")
-        for_good = {"cache-control": "public, max-age=31536000, immutable"}
-        return Response(self._files[name], headers=for_good, media_type=_TYPES[name.rpartition(".")[2]])
+        headers = {"cache-control": "public, max-age=31536000, immutable"} if version == self._version else None
+        return Response(self._files[name], headers=headers, media_type=_TYPES[name.rpartition(".")[2]])
 
     def _address(self, name: str) -> str:
         return f"/static/{self._version}/{name}"
