@@ -46,6 +46,7 @@ class Run:
     cpu: dict[str, float] = field(default_factory=dict)  #: role → seconds
     memory: dict[str, int] = field(default_factory=dict)  #: role → bytes of its largest process
     redis_bytes: float = 0.0  #: of one job that has ended
+    connections: int = 0  #: to Redis, at most; a few of them are this program's own
 
 
 def run(folder: Path, jobs: int, processes: Mapping[str, int]) -> Run:
@@ -58,6 +59,8 @@ def run(folder: Path, jobs: int, processes: Mapping[str, int]) -> Run:
 
         def over() -> bool:
             stage.revive()
+            clients: Any = stage.desk.redis.info("clients")
+            found.connections = max(found.connections, clients["connected_clients"])
             return not stage.crowd.busy and not stage.ledger.open()
 
         eventually(over, "the end of every job", timeout=WITHIN)
@@ -108,11 +111,11 @@ def main(jobs: int) -> None:
     with TemporaryDirectory(prefix="callsheet-scale-") as folder:
         live = live_bytes(Path(folder), jobs)
     table = Table(title=f"{jobs:,} jobs, seed {SEED}", title_justify="left")
-    for column in ("", "s", *(f"{role}: ms of CPU a job, MB" for role in ROLES), "Redis: bytes a job"):
+    for column in ("", "s", *(f"{role}: ms of CPU a job, MB" for role in ROLES), "Redis: bytes a job, connections"):
         table.add_column(column, justify="left" if not column else "right")
     for name, found in runs.items():
         spent = [f"{found.cpu[role] * 1000 / jobs:.2f}, {found.memory[role] / 2**20:.0f}" for role in ROLES]
-        table.add_row(name, f"{found.seconds:.0f}", *spent, f"{found.redis_bytes:.0f}")
+        table.add_row(name, f"{found.seconds:.0f}", *spent, f"{found.redis_bytes:.0f}, {found.connections}")
     console.print(table)
     console.print(f"A job that waits to be sent takes {live:.0f} bytes.")
     one, many = runs.values()
