@@ -94,6 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     secret_keys: tuple[str, ...]  #: comma-separated, 32 characters or more; the first signs callback URLs, all verify
     api_keys: dict[str, ApiKey]  #: `name:key[:scopes]`, comma-separated; `callsheet keys new` makes one
     accounts: dict[str, Account]  #: vendor slug → account
+    redis_max_connections: int = 64  #: of one process to Redis, 8 at least; small plans allow 20 to 40 in all
     redis_tls_verify: bool = True  #: 0 for platforms with self-signed certificates
     key_prefix: str = "callsheet"  #: of every key and channel in Redis
     allow_private_networks: bool = False  #: vendors, links and endpoints in this network and over http: sandbox only
@@ -132,6 +133,7 @@ def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = Non
         "secret_keys": tuple(reader.words("SECRET_KEYS", "a comma-separated list; 32 random characters or more each")),
         "api_keys": reader.api_keys(),
         "accounts": {vendor.SLUG: reader.account(vendor) for vendor in vendors},
+        "redis_max_connections": reader.amount("REDIS_MAX_CONNECTIONS", int, 64, least=8),
         "redis_tls_verify": reader.flag("REDIS_TLS_VERIFY", default=True),
         "key_prefix": reader.prefix(),
         "allow_private_networks": reader.flag("ALLOW_PRIVATE_NETWORKS", default=False),

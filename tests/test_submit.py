@@ -324,6 +324,21 @@ async def test_what_never_reached_the_vendor_is_sent_again(
             assert desk.job(job_id).vendor_job_id == bought(sandbox, "kitta")[0]["id"]
 
 
+async def test_a_worker_without_credentials_sends_nothing(settings: Settings, sandbox: Sandbox) -> None:
+    """Whoever has accepted the job had some: a worker that was set up otherwise must not count as having sent it."""
+    with desk_of(settings) as desk:
+        job_id = order(desk, "chanjing")
+    with desk_of(replace(settings, accounts=sandbox.accounts(without=("chanjing",)))) as desk:
+        async with crew_of(desk) as crew:
+            await crew.send(job_id)
+            assert desk.job(job_id).status is Status.PENDING
+            assert "no credentials: set CHANJING" in desk.timeline(job_id)[-1]["detail"]
+    with desk_of(settings) as desk:
+        async with crew_of(desk) as crew:
+            await crew.settle()
+            assert desk.job(job_id).vendor_job_id == bought(sandbox, "chanjing")[0]["id"]
+
+
 async def test_503_says_that_nothing_was_taken(by_wire: Settings, files: Files) -> None:
     files.serve(PATHS["lipsync_studio"], status(503), said({"id": "42", "status": "processing"}))
     with desk_of(by_wire) as desk:

@@ -73,6 +73,9 @@ class Submitter:
 
     async def _go_on(self, job: Job, ordered: Ordered, lease: Lease) -> str:
         asked = ordered.submission
+        if not (account := self._accounts[job.vendor]).complete:  # whoever accepted it has some
+            trouble = NotReady("vendor_unreachable", f"this worker has no credentials: set {account.wanted}")
+            return await self._not_ready(job, ordered, trouble)
         try:
             order = catalogue.rebuild(job.vendor, asked.model, asked.input, asked.vendor_input)
         except (LookupError, msgspec.ValidationError) as gone:  # an earlier release had accepted it

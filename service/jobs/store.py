@@ -75,7 +75,7 @@ class CostSum(msgspec.Struct, frozen=True):
 def connect(settings: Settings) -> Redis:
     """An asyncio client. Callers beyond the number of its connections wait for their turn."""
     again = Retry(ConstantBackoff(0.05), 1)  # a connection that died while idle; every write here may be repeated
-    options = _options(settings) | {"max_connections": 64, "timeout": 10, "retry": again}
+    options = _options(settings) | {"max_connections": settings.redis_max_connections, "timeout": 10, "retry": again}
     pool = BlockingConnectionPool.from_url(settings.redis_url, **options)
     return Redis.from_pool(pool)
 
