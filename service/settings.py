@@ -126,7 +126,7 @@ def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = Non
         SettingsError: with every problem there is.
     """
     reader = _Reader(os.environ if environ is None else environ)
-    settings = {
+    settings: dict[str, object] = {
         "redis_url": reader.url("REDIS_URL", ("redis", "rediss", "unix")),
         "storage_url": reader.url("STORAGE_URL", ("file", "s3", "gs", "az")),
         "public_url": reader.url("PUBLIC_URL", ("http", "https")).rstrip("/"),
