@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -359,6 +361,39 @@ async def test_an_operator_s_word_ends_a_pause(at_work: Post, word: str) -> None
     await (at_work.endpoints.test(endpoint.id) if word == "test" else at_work.endpoints.change(endpoint.id, types=DONE))
     await eventually_async(lambda: tried(at_work, endpoint, 2 + (word == "test")), "what waited")
     assert waits in {attempt.job_id for attempt in await at_work.attempts(endpoint) if attempt.status == 204}
+
+
+async def test_names_that_nobody_answers_for_hold_up_no_other(
+    post: Post, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up, over, look_up = set(), threading.Event(), socket.getaddrinfo
+
+    def slow(host: str, *more: Any, **how: Any) -> Any:
+        if not host.endswith(".invalid"):
+            return look_up(host, *more, **how)
+        looked_up.add(host)
+        over.wait(30)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    names = {f"name-{number}.invalid" for number in range(40)}  # asyncio has 32 threads at most
+    for name in names:
+        await post.endpoints.change((await post.endpoint()).id, url=f"https://{name}/")
+    async with working(settings):
+        await post.job("job.submitted")
+
+        async def all_hang() -> bool:
+            return looked_up == names
+
+        try:
+            await eventually_async(all_hang, "all the names", timeout=8)
+            good = await post.endpoint("/good")
+            await post.endpoints.change(good.id, url=good.url.replace("127.0.0.1", "localhost"))
+            second = await post.job("job.submitted")
+            await post.nothing_waits(good)
+        finally:
+            over.set()
+    assert post.hooks.delivered("/good") == [(second, "job.submitted")]
 
 
 async def test_an_endpoint_that_is_gone_is_disabled_with_notice(

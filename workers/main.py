@@ -16,6 +16,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -208,6 +209,8 @@ async def run(deployment: Deployment, stop: asyncio.Event) -> None:
     queues[settings.queue(tasks.NOTIFY)] = MAX_ENDPOINTS  # however many are slow, there is room for the others
     workers = [Worker(deployment, name, queue, concurrency) for queue, concurrency in queues.items()]
     private = settings.allow_private_networks
+    # Names are looked up in threads. Some hang for half a minute, and asyncio's own few would all wait for those.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(MAX_ENDPOINTS))
     async with (
         outbound.client(allow_private_networks=private) as http,
         outbound.client(allow_private_networks=private, reuse=False) as orders,
