@@ -144,9 +144,8 @@ class Notifier:
                         break
         except outbound.TransportError as error:
             words = "its address is not allowed" if outbound.was_forbidden(error) else str(error) or "no answer in time"
-            met = (
-                error.__cause__ if isinstance(error, httpx.HTTPError) else None
-            )  # httpx-aiohttp has but one name for all
+            # httpx-aiohttp calls every lost connection a ConnectTimeout; what aiohttp called it is its cause.
+            met = error.__cause__ if isinstance(error, httpx.HTTPError) else None
             body = body if status else bytearray(f"{type(met or error).__name__}: {words}".encode())
         return status, bytes(body[:ANSWER_BYTES]), wait
 
