@@ -593,6 +593,17 @@ async def test_what_is_on_its_way_is_noted_though_redis_went_away_meanwhile(
     assert await post.waiting(endpoint) == 0
 
 
+async def test_a_worker_s_wrong_clock_is_in_no_signature(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint, right = await post.endpoint(), time.time
+    await post.job("job.submitted")
+    monkeypatch.setattr(time, "time", lambda: right() + 3600)
+    async with notify.client(allow_private_networks=True) as http:
+        await Notifier(post.deployment, http, asyncio.Event()).deliver(endpoint.id)
+    [hook], [attempt] = post.hooks.got["/a"], await post.attempts(endpoint)
+    assert abs(int(hook.headers["webhook-timestamp"]) - right()) < 60
+    assert abs(attempt.at.timestamp() - right()) < 60
+
+
 async def test_no_event_waits_for_a_sweep(post: Post, settings: Settings) -> None:
     """Events that come at any moment of a run's end; there is no poller that would find what was forgotten."""
     endpoint, stop = await post.endpoint(), asyncio.Event()
