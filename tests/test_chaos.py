@@ -72,3 +72,4 @@ def test_a_death_is_made_good_and_one_safeguard_less_is_seen(
     assert row.figures["restarts"] > 0
     assert row.good is not bool(found), row.findings
     assert found in " ".join(row.findings)
+    assert sum(row.events_missing.values()) < row.jobs

@@ -95,7 +95,7 @@ def _without_atomic(probability: float = 0.01) -> None:
         text = whole(name, settings)
         if name != "commit":
             return text
-        begin, end = text.index("  local entry = redis.call('XADD'"), text.index("end\n\nlocal function is_verdict")
+        begin, end = text.index("  local fields = {'event', event"), text.index("end\n\nlocal function is_verdict")
         prelude, _, rest = text[:begin].partition("\nlocal commit --")
         second[:] = [prelude + _TELL.format(told=text[begin:end])]
         first = f"{prelude}\nlocal UNTOLD = {{}}\nlocal commit --{rest}{_UNTOLD}{text[end:]}"
@@ -123,10 +123,10 @@ def _without_atomic(probability: float = 0.01) -> None:
     tracker._Batch.__init__ = init  # type: ignore[method-assign]
 
 
-_UNTOLD: Final = "  UNTOLD[#UNTOLD + 1] = cjson.encode({event, id, type, job.vendor})\n"
+_UNTOLD: Final = "  UNTOLD[#UNTOLD + 1] = cjson.encode({event, id, type, job.vendor, trace})\n"
 _TELL: Final = """
 for _, packed in ipairs(ARGV) do
-  local event, id, type, vendor = unpack(cjson.decode(packed))
+  local event, id, type, vendor, trace = unpack(cjson.decode(packed))
   local job = {{vendor = vendor}}
 {told}end
 """
