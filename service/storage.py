@@ -6,12 +6,16 @@ Credentials of S3, GCS and Azure are read by obstore from the names that each pr
 
 from __future__ import annotations
 
+import asyncio
 import glob
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Final, cast
+from uuid import uuid4
 
 import obstore
 from obstore.exceptions import BaseError
@@ -25,9 +29,11 @@ if TYPE_CHECKING:
 #: What obstore raises when the storage does not do as asked.
 StorageError: Final = (BaseError, OSError)
 
-#: Parts of a multipart upload: with two under way, a file of any size passes through some 16 MB of memory.
+#: Parts of a multipart upload. An upload has two in memory; files come from the disk, and take turns.
 PART_BYTES: Final = 8 * 2**20
 _PARTS_AT_ONCE: Final = 1
+_UPLOADS_AT_ONCE: Final = 2
+_PIECE_BYTES: Final = 2**20
 
 #: For a hiccup only: a storage that is down is tried again by the task, later.
 _RETRIES: Final[RetryConfig] = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
@@ -93,37 +99,44 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         local = url.startswith("file://")
+        self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._store: ObjectStore = from_url(url, mkdir=True) if local else from_url(url, retry_config=_RETRIES)
 
-    async def put(self, key: str, chunks: AsyncIterator[bytes]) -> str:
+    async def put(self, key: str, chunks: AsyncIterator[bytes], check: Callable[[], None] | None = None) -> str:
         """Store a stream, whole or not at all, and return its sniffed type.
 
-        Whatever `chunks` raises aborts the upload and comes through.
-        An upload is not aborted by cancelling the caller: raise from `chunks` instead.
+        Whatever `chunks` raises comes through, and so does what `check` raises, which is asked while a bucket is being
+        written and aborts that. An upload is not aborted by cancelling the caller: raise from one of them instead.
         """
-        head = bytearray()
-        while len(head) < PART_BYTES and (chunk := await anext(chunks, b"")):
-            head += chunk
-        media_type = sniffed(head[:_HEAD_BYTES])
-        attributes = None
-        if not isinstance(self._store, LocalStore):  # which refuses any; the API serves its files with the same
-            attributes = {
-                "Content-Type": media_type,
-                "Content-Disposition": f'attachment; filename="{file_name(key)}"',
-            }
-        await obstore.put_async(
-            self._store,
-            key,
-            # What fits into one part goes in one request: an upload in parts that breaks off may leave them behind.
-            bytes(head) if len(head) < PART_BYTES else _joined(bytes(head), chunks),
-            attributes=attributes,
-            chunk_size=PART_BYTES,
-            max_concurrency=_PARTS_AT_ONCE,
-        )
-        if path := self.path(key):  # parts that a killed process left beside its file
-            for part in path.parent.glob(f"{glob.escape(path.name)}#*"):
-                part.unlink(missing_ok=True)
+        path, head = self.path(key), b""
+        # On disk first: however many are under way, and however slow, memory has a piece of each, and a bucket no part.
+        with _spool(path) as spool:
+            async for chunk in chunks:
+                head += chunk[: _HEAD_BYTES - len(head)]
+                spool.write(chunk)
+            media_type = sniffed(head)
+            if path is None:
+                await self._upload(key, spool, media_type, check)
+            else:
+                _keep(spool, path)
         return media_type
+
+    async def _upload(self, key: str, spool: IO[bytes], media_type: str, check: Callable[[], None] | None) -> None:
+        size = spool.tell()
+        spool.seek(0)
+        async with self._uploads:
+            await obstore.put_async(
+                self._store,
+                key,
+                # What fits into one part goes in one request: one in parts that breaks off may leave them behind.
+                spool.read() if size < PART_BYTES else _pieces(spool, check),
+                attributes={
+                    "Content-Type": media_type,
+                    "Content-Disposition": f'attachment; filename="{file_name(key)}"',
+                },
+                chunk_size=PART_BYTES,
+                max_concurrency=_PARTS_AT_ONCE,
+            )
 
     async def size(self, key: str) -> int | None:
         """Bytes of an object, or None where there is none."""
@@ -153,7 +166,29 @@ class Storage:
         return await obstore.sign_async(bucket, "GET", key, expires_in=_SIGNED_FOR)
 
 
-async def _joined(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield head
-    async for chunk in rest:
-        yield chunk
+@contextmanager
+def _spool(path: Path | None) -> Iterator[IO[bytes]]:
+    """A file that is gone when the block ends: beside the one that it may become, or where the system has such."""
+    if path is None:
+        with TemporaryFile() as spool:
+            yield spool
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.with_name(f"{path.name}#{uuid4().hex}").open("xb") as spool:
+            yield spool
+    finally:
+        for left in path.parent.glob(f"{glob.escape(path.name)}#*"):  # those of killed processes too
+            left.unlink(missing_ok=True)
+
+
+def _keep(spool: IO[bytes], path: Path) -> None:
+    spool.flush()
+    Path(spool.name).replace(path)
+
+
+async def _pieces(spool: IO[bytes], check: Callable[[], None] | None) -> AsyncIterator[bytes]:
+    while piece := spool.read(_PIECE_BYTES):
+        if check:
+            check()
+        yield piece

@@ -16,6 +16,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -56,7 +57,7 @@ from tests.support.sandbox import Desk, Sandbox
 from tests.support.servers import S3
 from workers import download, held, outbound
 from workers.archive import Archivist
-from workers.download import Interrupted
+from workers.download import Download, Interrupted
 
 FILM = MP4 + bytes(range(256)) * 1024
 HASH = hashlib.sha256(FILM).hexdigest()
@@ -722,15 +723,24 @@ def uploads_under_way(s3: S3) -> str:
     return "".join(done.stdout.split())
 
 
-async def test_a_broken_upload_is_aborted_at_the_storage(
+async def test_an_upload_that_is_interrupted_is_aborted_at_the_storage(
     redis_url: str, files: Files, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The worker stops while the file is on its way from its disk: once the first parts have arrived."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
-    made = deployments.settings(redis_url, storage_url=s3.storage_url(uuid4().hex))
+    made, asked = deployments.settings(redis_url, storage_url=s3.storage_url(uuid4().hex)), count(1)
+
+    def check(download: Download) -> None:
+        if next(asked) > 17:
+            raise Interrupted
+
+    monkeypatch.setattr(Download, "check", check)
     with closing(Desk(made)) as desk:
-        job_id = desk.made(files.serve("/film.mp4", cut(LONG, 17 * 2**20)))
-        assert await store(made, job_id) == "to be tried again"
+        job_id = desk.made(files.serve("/film.mp4", whole(LONG)))
+        with pytest.raises(Interrupted):
+            await store(made, job_id)
+    assert next(asked) == 19
     assert uploads_under_way(s3) == '{"callsheet-test":[]}'
     assert stored_in(made, s3) == {}
 
@@ -763,14 +773,19 @@ async def test_a_storage_that_goes_down_in_the_middle_is_an_attempt_and_no_verdi
     for name, value in own.environment.items():
         monkeypatch.setenv(name, value)
     made = deployments.settings(redis_url, storage_url=own.storage_url("home"))
-    gate = threading.Event()
+    asked = count(1)
+
+    def check(download: Download) -> None:  # called between the pieces of the upload
+        if next(asked) == 17:
+            eventually(lambda: stored_in(made, own), "the first part")
+            server.stop()
+
     with closing(Desk(made)) as desk:
-        job_id = desk.made(files.serve("/film.mp4", gated(LONG, 10 * 2**20, gate)))
-        with rclone(folder, port, tmp_path / "s3.log"):
-            run = asyncio.create_task(store(made, job_id))
-            await asyncio.to_thread(eventually, lambda: stored_in(made, own), "the first part")
-        gate.set()
-        assert await run == "to be tried again"
+        job_id = desk.made(files.serve("/film.mp4", whole(LONG)))
+        with monkeypatch.context() as patched, rclone(folder, port, tmp_path / "s3.log") as server:
+            patched.setattr(Download, "check", check)
+            assert await store(made, job_id) == "to be tried again"
+        assert next(asked) > 17
         untouched(desk, job_id, "")
         with rclone(folder, port, tmp_path / "s3.log"):
             assert await store(made, job_id) == "apply"

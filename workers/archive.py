@@ -140,7 +140,7 @@ class Archivist:
             key = object_key(job.vendor, job.id, number, output)
             file = Download(self._settings.max_output_bytes, self._interrupted)
             async with download.opened(self._http, output.url) as response:
-                content_type = await self._storage.put(key, file.chunks(response))
+                content_type = await self._storage.put(key, file.chunks(response), file.check)
             url = f"{self._settings.public_url}/v1/jobs/{job.id}/outputs/{number}"
             stored = Stored(
                 url=url,

@@ -83,6 +83,11 @@ class Download:
         self.size = 0
         self.digest = hashlib.sha256()
 
+    def check(self) -> None:
+        """Say so where the process stops, to whoever is still busy with the bytes."""
+        if self._interrupted.is_set():
+            raise Interrupted
+
     async def chunks(self, response: httpx.Response) -> AsyncIterator[bytes]:
         """The body's pieces. Whatever is wrong is raised here, inside the upload, which aborts it.
 

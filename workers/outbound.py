@@ -23,6 +23,10 @@ USER_AGENT: Final = "Mozilla/5.0 (compatible; callsheet/0.1)"
 #: Seconds without a byte after which a request is given up, unless its caller says otherwise.
 READ_SECONDS: Final = 20.0
 
+#: Bytes of an answer that are handed over at once, where so many have come. httpx-aiohttp has 16 KiB, and a GiB of
+#: those costs more than its hash.
+PIECE_BYTES: Final = 2**17
+
 #: Wherever no vendor and no subscriber can be: this machine, private networks, and what only looks public.
 _DENIED: Final = tuple(
     ip_network(network)
@@ -85,7 +89,9 @@ class GuardedTransport(AiohttpTransport):
             raise ForbiddenTarget("the URL's host is not a name of one", request=request)
         if url.userinfo:
             raise ForbiddenTarget("a URL with a user name in it is not fetched", request=request)
-        return await super().handle_async_request(request)
+        response = await super().handle_async_request(request)
+        vars(response.stream)["CHUNK_SIZE"] = PIECE_BYTES
+        return response
 
     def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
@@ -100,7 +106,7 @@ class GuardedTransport(AiohttpTransport):
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept-Encoding"),
             auto_decompress=False,
-            read_bufsize=2**18,
+            read_bufsize=PIECE_BYTES,
             trust_env=False,
         )
 
