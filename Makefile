@@ -11,10 +11,10 @@ CANDIDATES := $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 pyth
 # Either would let another environment's packages into ours.
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: help setup demo up test chaos hostile fanout scale pictures docs check lock clean stale
+.PHONY: help setup demo up test chaos hostile fanout scale bench bench-peers pictures docs check lock clean stale
 
 help: ## show these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  %-12s %s\n' "$$target" "$$does"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target does; do printf '  %-12s %s\n' "$$target" "$$does"; done
 
 setup: $(READY) ## make .venv; afterwards .venv/bin/callsheet works from any folder
 	@echo "Ready: $(BIN)/callsheet"
@@ -36,6 +36,12 @@ hostile: $(READY) ## hostile input, links and crowds against the real processes;
 
 fanout: $(READY) ## twenty endpoints, half of them bad, beside the same run without those; some minutes
 	@$(BIN)/python -m tests.fanout $(ARGS)
+
+bench: $(READY) ## what it costs beside floors, some ten minutes; ARGS="--quick callbacks polls" takes fewer
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-peers: $(READY) ## callbacks beside Fastify, Express and FastAPI too, which it installs from npm and PyPI
+	@$(BIN)/python -m tests.bench --peers $(or $(ARGS),callbacks)
 
 docs: $(READY) ## the documentation as a site, below build/site; a link that leads nowhere is an error
 	@rm -rf build/pages && mkdir -p build/pages && cp -R *.md LICENSE app.json docs deploy build/pages && rm build/pages/docs/mkdocs.yml

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import click
@@ -75,9 +76,18 @@ def rq(redis_url: str) -> ASGIApp:
 @click.option("--port", type=int, required=True)
 @click.option("--redis-url", required=True)
 def main(name: str, port: int, redis_url: str) -> None:
-    apps: dict[str, Any] = {"bare": lambda _: bare, "evalsha": evalsha, "rq": rq}
-    options = {"http": "httptools", "loop": "uvloop", "ws": "none", "lifespan": "off", "access_log": False}
-    uvicorn.run(apps[name](redis_url), host="127.0.0.1", port=port, log_level="warning", **options)
+    apps: dict[str, Callable[[str], Any]] = {"bare": lambda _: bare, "evalsha": evalsha, "rq": rq}
+    uvicorn.run(
+        apps[name](redis_url),
+        host="127.0.0.1",
+        port=port,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+    )
 
 
 if __name__ == "__main__":

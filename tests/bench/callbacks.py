@@ -1,4 +1,4 @@
-"""Callbacks that are all news: jobs that are tracked beforehand, one request for each, and a look at what came of it."""
+"""Callbacks that are all news: jobs that are tracked beforehand, a request for each, and a look at what came of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redis import Redis
 
@@ -85,8 +85,9 @@ async def _tracked(settings: Settings, count: int) -> list[Callback]:
 def unaccounted(redis: Redis, prefix: str, sent: Sequence[Callback]) -> list[str]:
     """What is missing of the callbacks that were all answered by 200: a job, its event, its RQ task."""
     queue = f"rq:queue:{prefix}-archive"
-    queued = {id_.decode() for id_ in redis.lrange(queue, 0, -1)}
-    events = {fields[b"event"][7:45] for _, fields in redis.xrange(f"{prefix}:stream")}
+    queued = {id_.decode() for id_ in cast("list[bytes]", redis.lrange(queue, 0, -1))}
+    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", redis.xrange(f"{prefix}:stream"))
+    events = {fields[b"event"][7:45] for _, fields in entries}  # their ids, with which each begins
     pipeline = redis.pipeline(transaction=False)
     for callback in sent:
         pipeline.hmget(f"{prefix}:job:{callback.job_id}", "status", "archive")

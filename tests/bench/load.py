@@ -1,7 +1,7 @@
 """Callers on raw sockets, with requests that were made beforehand.
 
-`closed`: each connection sends its next request once the last is answered. `opened`: requests start at moments that were
-fixed in advance, whatever became of those before, and a request's time runs from the moment that was fixed.
+`closed`: each connection sends its next request once the last is answered. `opened`: requests start at moments that
+were fixed in advance, whatever became of those before, and a request's time runs from the moment that was fixed.
 """
 
 from __future__ import annotations

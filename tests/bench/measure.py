@@ -51,6 +51,7 @@ class Row:
     limits: Mapping[str, float]  #: subject → at most so many times as much as it
     figures: dict[str, list[float]] = field(default_factory=dict)  #: subject → one a round; ours is `OURS`
     digits: int = 1
+    note: str = ""
 
     def add(self, subject: str, value: float) -> None:
         self.figures.setdefault(subject, []).append(value)
