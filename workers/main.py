@@ -24,6 +24,7 @@ from typing import Final
 from uuid import uuid4
 
 import msgspec
+import uvloop
 from redis import Redis as SyncRedis
 from redis import RedisError
 from rq import Worker as RQWorker
@@ -238,4 +239,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    uvloop.run(main())

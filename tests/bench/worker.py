@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import uvloop
 
 from workers import main
 
@@ -10,4 +10,4 @@ from .noop import anoop
 
 if __name__ == "__main__":
     main.TASKS[f"{anoop.__module__}.{anoop.__name__}"] = anoop
-    asyncio.run(main.main())
+    uvloop.run(main.main())
