@@ -110,7 +110,8 @@ class _InFront:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         short = scope["type"] == "http" and scope["path"].startswith(callbacks.PREFIX)
         app = self._callbacks if short else self._router
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):  # nothing changes; and it may last for hours
+        # What only reads is not traced: it changes nothing, and may last for hours.
+        if not tracing.on() or scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await app(scope, receive, send)
             return
         path = None if short else redact(scope["path"].encode(errors="replace")).decode()

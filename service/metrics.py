@@ -31,53 +31,43 @@ _QUICK: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 _SLOW: Final = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21_600.0, 86_400.0)
 
 
-def _counter(name: str, told: str, *labels: str) -> Counter:
-    return Counter(f"callsheet_{name}", told, labels, registry=REGISTRY)
+# A family with labels is a look-up of its bound children: to make one anew costs as much as all else about counting.
 
 
-def _histogram(name: str, told: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-    return Histogram(f"callsheet_{name}", told, labels, registry=REGISTRY, buckets=buckets)
+def _counter(name: str, told: str, *labels: str) -> Callable[..., Counter]:
+    return cache(Counter(f"callsheet_{name}", told, labels, registry=REGISTRY).labels)
 
 
-# Each is a look-up of a bound child: to make one anew costs as much as all else that is done to count a callback.
-callbacks: Final = cache(
-    _counter(
-        "callbacks_total", "Callbacks answered, by what the door made of them or why not.", "vendor", "outcome"
-    ).labels
+def _histogram(name: str, told: str, *labels: str) -> Callable[..., Histogram]:
+    return cache(Histogram(f"callsheet_{name}", told, labels, registry=REGISTRY, buckets=_SLOW).labels)
+
+
+def _quick_histogram(name: str, told: str) -> Histogram:
+    return Histogram(f"callsheet_{name}", told, registry=REGISTRY, buckets=_QUICK)
+
+
+callbacks: Final = _counter("callbacks_total", "Callbacks answered, by what came of them.", "vendor", "outcome")
+ack_seconds: Final = _quick_histogram("ack_seconds", "From a callback's first byte to its durable acknowledgement.")
+quarantined: Final = _counter("quarantined_total", "Callbacks that could not be understood.", "vendor", "problem")
+verdicts: Final = _counter("verdicts_total", "Ends of jobs, by who told first.", "vendor", "status", "source")
+job_seconds: Final = _histogram("job_seconds", "From a vendor having a job to its end known.", "vendor", "source")
+recovery_seconds: Final = _histogram(
+    "recovery_seconds", "From a job's end, as the vendor dates it, to its being known here.", "vendor", "source"
 )
-ack_seconds: Final = _histogram("ack_seconds", "From a callback's first byte to its durable acknowledgement.", _QUICK)
-quarantined: Final = cache(
-    _counter("quarantined_total", "Callbacks that could not be understood.", "vendor", "problem").labels
+submissions: Final = _counter("submissions_total", "Jobs sent to vendors.", "vendor", "outcome")
+polls: Final = _counter("polls_total", "Looks at jobs, by what they brought.", "vendor", "outcome")
+rate_limit_wait_seconds: Final = _histogram(
+    "rate_limit_wait_seconds", "Waits for a turn in a vendor's limit.", "vendor", "kind"
 )
-verdicts: Final = cache(
-    _counter("verdicts_total", "Ends of jobs, by who told first.", "vendor", "status", "source").labels
+archives: Final = _counter("archives_total", "Attempts to bring a result home.", "vendor", "outcome")
+archive_bytes: Final = _counter("archive_bytes_total", "Bytes brought home.", "vendor")
+archive_seconds: Final = _histogram("archive_seconds", "What it took to bring a result home.", "vendor")
+deliveries: Final = _counter("deliveries_total", "Tries to send an event to an endpoint.", "outcome")
+delivery_seconds: Final = _quick_histogram("delivery_seconds", "What such a try took.")
+errors: Final = _counter("errors_total", "Errors that nobody foresaw.", "part")
+swept: Final = Counter(
+    "callsheet_swept_total", "Tasks that were lost and enqueued again, or whose next try was due.", registry=REGISTRY
 )
-job_seconds: Final = cache(
-    _histogram("job_seconds", "From the vendor having a job to its end known here.", _SLOW, "vendor", "source").labels
-)
-recovery_seconds: Final = cache(
-    _histogram(
-        "recovery_seconds",
-        "From a job's end, as the vendor dates it, to its being known here.",
-        _SLOW,
-        "vendor",
-        "source",
-    ).labels
-)
-submissions: Final = cache(_counter("submissions_total", "Jobs sent to vendors.", "vendor", "outcome").labels)
-polls: Final = cache(_counter("polls_total", "Looks at jobs, by what they brought.", "vendor", "outcome").labels)
-rate_limit_wait_seconds: Final = cache(
-    _histogram("rate_limit_wait_seconds", "Waits for a turn in a vendor's limit.", _SLOW, "vendor", "kind").labels
-)
-archives: Final = cache(_counter("archives_total", "Attempts to bring a result home.", "vendor", "outcome").labels)
-archive_bytes: Final = cache(_counter("archive_bytes_total", "Bytes brought home.", "vendor").labels)
-archive_seconds: Final = cache(
-    _histogram("archive_seconds", "What it took to bring a result home.", _SLOW, "vendor").labels
-)
-deliveries: Final = cache(_counter("deliveries_total", "Tries to send an event to an endpoint.", "outcome").labels)
-delivery_seconds: Final = _histogram("delivery_seconds", "What such a try took.", _QUICK)
-swept: Final = _counter("swept_total", "Tasks that were lost and enqueued again, or whose next try was due.")
-errors: Final = cache(_counter("errors_total", "Errors that nobody foresaw.", "part").labels)
 
 #: Read from Redis whenever somebody asks, by gauges.lua.
 GAUGES: Final[Mapping[str, str]] = {

@@ -53,6 +53,11 @@ def end() -> None:
         _provider = None
 
 
+def on() -> bool:
+    """Whether anything is traced: for whoever would rather not even ask for a block that does nothing."""
+    return _provider is not None
+
+
 def span(
     name: str, parent: str | None = None, *, kind: str = "internal", **attributes: Value
 ) -> AbstractContextManager[None]:

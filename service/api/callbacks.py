@@ -93,7 +93,8 @@ class Callbacks:
                 return
         await _reply(send, answer)
         level = _log.info if answer.status == 200 else _log.warning
-        tracing.note(vendor=line["vendor"], job_id=line["job_id"], http_status=answer.status)
+        if tracing.on():
+            tracing.note(vendor=line["vendor"], job_id=line["job_id"], http_status=answer.status)
         seconds = time.perf_counter() - began
         metrics.callbacks(line["vendor"] or "unknown", _REFUSED.get(answer.status) or line["outcome"]).inc()
         if answer.status == 200:
