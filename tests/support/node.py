@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,11 +21,13 @@ def installed() -> str:
     if not (node and npm):
         pytest.skip("no node and npm on this machine")
     lock, known = FOLDER / "package-lock.json", FOLDER / "node_modules" / ".package-lock.json"
-    if not known.exists() or known.stat().st_mtime < lock.stat().st_mtime:
-        npm_ci = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        found = subprocess.run(npm_ci, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=300)
-        assert found.returncode == 0, found.stderr
-        known.touch()
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # tests run in several processes
+        if not known.exists() or known.stat().st_mtime < lock.stat().st_mtime:
+            npm_ci = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+            found = subprocess.run(npm_ci, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=300)
+            assert found.returncode == 0, found.stderr
+            known.touch()
     return node
 
 
