@@ -6,6 +6,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.dashboard import session as sessions
+from service.dashboard.drawing import lanes
 from service.dashboard.session import Sessions
 from service.jobs.scripts import pack_body
 from service.model import Archive, Observation, Output, Source, Status, Stored
@@ -381,3 +383,26 @@ def test_a_page_costs_the_same_however_many_jobs_there_are(web: Web) -> None:
             after = web.redis.info("commandstats")
         counted.append(sum(stats["calls"] - before.get(name, {"calls": 0})["calls"] for name, stats in after.items()))
     assert counted[1] <= counted[0] * 1.2 + 50
+
+
+def test_a_timeline_is_drawn_from_its_beginning_to_its_end() -> None:
+    def at(seconds: float) -> str:
+        return (begun + timedelta(seconds=seconds)).isoformat()
+
+    begun = datetime(2026, 7, 1, tzinfo=UTC)
+    entries: list[dict[str, Any]] = [
+        {"at": at(0), "source": "submit", "status": None, "applied": True},
+        {"at": at(1), "source": "callback", "status": "succeeded", "applied": True},
+        {"at": at(3600), "source": "callback", "status": "failed", "applied": False},
+    ]
+    drawn = lanes({"created_at": at(0), "status": "succeeded"}, entries, begun + timedelta(days=1))
+    assert {source: [dot.number for dot in dots] for source, dots in drawn.lanes.items()} == {
+        "submit": [1],
+        "callback": [2, 3],
+    }
+    [first], [second, third] = drawn.lanes.values()
+    assert 0 < first.x < second.x < third.x < 100
+    assert (second.applied, third.applied, third.bad) == (True, False, True)
+    assert (drawn.marks[0], drawn.marks[-1]) == ("0 ms", "1 h")
+    living = lanes({"created_at": at(0), "status": "queued"}, entries[:1], begun + timedelta(days=1))
+    assert living.marks[-1] == "1 d", "until now"

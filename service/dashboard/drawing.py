@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from math import log
 from typing import Any, Final, NamedTuple
 
 from service.dashboard.words import span
@@ -11,6 +12,9 @@ from service.model import VERDICTS, Status
 
 #: Statuses that another one follows.
 LIVING: Final = frozenset(Status) - {*VERDICTS, Status.EXPIRED}
+
+#: How much more room early times have than late ones: most happens at the beginning, and much may pass before the end.
+_BEND: Final = 50
 
 
 class Dot(NamedTuple):
@@ -23,7 +27,7 @@ class Dot(NamedTuple):
 
 class Lanes(NamedTuple):
     lanes: dict[str, list[Dot]]  #: by source, in the order in which they first spoke
-    marks: list[str]  #: evenly along the axis
+    marks: list[str]  #: times, evenly along the axis
 
 
 def lanes(job: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], now: datetime) -> Lanes:
@@ -39,9 +43,15 @@ def lanes(job: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], now: dat
             "" if entry["applied"] else ", not applied"
         )
         found.setdefault(entry["source"], []).append(
-            Dot(round(1.5 + 97 * max(at, 0) / length, 2), number, words, entry["applied"], bad)
+            Dot(
+                round(1.5 + 97 * log(1 + _BEND * max(at, 0) / length, 1 + _BEND), 2),
+                number,
+                words,
+                entry["applied"],
+                bad,
+            )
         )
-    return Lanes(found, [span(length * step / 4) for step in range(5)])
+    return Lanes(found, [span(length * ((1 + _BEND) ** (step / 4) - 1) / _BEND) for step in range(5)])
 
 
 class Bar(NamedTuple):
