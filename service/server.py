@@ -47,7 +47,7 @@ LOOK_EVERY: Final = 2.5
 MAX_CONNECTIONS: Final = 4000
 _OTHER_FILES: Final = 200
 
-#: Seconds that one process of several has to begin, and to say that it is alive: on a busy machine both take a while.
+#: Seconds that a process has to begin which is to replace another one: on a busy machine that takes a while.
 READY_SECONDS: Final = 30
 
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
@@ -200,6 +200,12 @@ class Several(Multiprocess):
             listener.close()
         super().terminate_all()
 
+    def restart_all(self) -> None:
+        usual = self.config.timeout_worker_healthcheck  # short, as the supervisor hears of nothing else meanwhile
+        self.config.timeout_worker_healthcheck = READY_SECONDS
+        super().restart_all()
+        self.config.timeout_worker_healthcheck = usual
+
     @property
     def hopeless(self) -> bool:
         """Whether a process could not even begin, as no other could."""
@@ -239,7 +245,6 @@ def main(host: str, port: int, processes: int) -> None:
         "limit_concurrency": max(1, min(MAX_CONNECTIONS, soft - _OTHER_FILES)),
         "timeout_keep_alive": 95,
         "timeout_graceful_shutdown": 20,
-        "timeout_worker_healthcheck": READY_SECONDS,
         "access_log": False,
         "server_header": False,
         "log_level": "warning",
