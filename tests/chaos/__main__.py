@@ -42,7 +42,7 @@ class Screen:
     """Shows how far it has come, in one line that changes or in one now and then."""
 
     def __init__(self) -> None:
-        self.console = Console(width=None if sys.stdout.isatty() else 170, highlight=False)
+        self.console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         self._status = self.console.status("") if self.console.is_terminal else None
         self._said_at: dict[str, float] = {}  #: by scenario
         self._words: dict[str, str] = {}  #: the last of each scenario
@@ -136,12 +136,12 @@ def _played(pairs: list[tuple[str, Show]]) -> list[Row]:
 
 def _print(console: Console, rows: list[Row]) -> None:
     console.print(_table(rows))
-    for name, figures in {row.scenario: row.figures for row in rows}.items():
+    for name, figures in {row.name: row.figures for row in rows}.items():
         words = "; ".join(f"{what}: {_words(figure)}" for what, figure in figures.items() if figure)
         console.print(f"{name}: {words}", soft_wrap=True, markup=False)
     for row in rows:
         for finding in row.findings:
-            console.print(f"{row.scenario}, {row.group}: {finding}", soft_wrap=True, markup=False)
+            console.print(f"{row.name}, {row.group}: {finding}", soft_wrap=True, markup=False)
 
 
 def _words(figure: object) -> str:
@@ -149,12 +149,11 @@ def _words(figure: object) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    name = f"{row.scenario} without {row.without}" if row.without else row.scenario
     twice = f"{row.objects_twice} / {sum(row.events_twice.values())} / {row.paid_twice}"
     recovery = " / ".join(f"{seconds:.1f}" for seconds in row.recovery) if row.recovery else "–"
     counts = [f"{number:,}" for number in (row.jobs, row.acknowledged, row.truth, row.lost)]
     again = [str(row.delivered_again), str(row.operated)]
-    return [name, row.group, *counts, twice, *again, recovery, "good" if row.good else "BAD"]
+    return [row.name, row.group, *counts, twice, *again, recovery, "good" if row.good else "BAD"]
 
 
 def _table(rows: list[Row]) -> Table:

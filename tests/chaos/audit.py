@@ -57,6 +57,11 @@ class Row(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
 
     @property
+    def name(self) -> str:
+        """What was played."""
+        return f"{self.scenario} without {self.without}" if self.without else self.scenario
+
+    @property
     def good(self) -> bool:
         return not self.findings
 

@@ -225,7 +225,8 @@ class Stage:
             with contextlib.suppress(AssertionError):
                 process.wait(timeout=max(0.1, deadline - time.monotonic()))
             if process.exit_code not in GOOD_ENDS:
-                self.trouble.append(f"{process.log.stem} did not stop when told to: {process.exit_code}")
+                how = "it had to be killed" if process.exit_code is None else f"it ended with {process.exit_code}"
+                self.trouble.append(f"{process.log.stem} did not stop as it was told to: {how}")
             process.kill()
         self._leaving.clear()
 
