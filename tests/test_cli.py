@@ -322,7 +322,7 @@ def test_doctor_knows_that_a_cluster_takes_no_commit(tmp_path: Path) -> None:
         (1000, (), {"web": 1, "worker": 1, "poller": 1, "redis_mb": 269}),
         (1_000_000, (), {"web": 1, "worker": 17, "poller": 1}),
         (1_000_000, ("--megabytes", "0.1"), {"worker": 2}),  # by its CPU
-        (1_000_000, ("--concurrency", "32"), {"worker": 17}),
+        (1_000_000, ("--concurrency", "8"), {"worker": 24}),
         (10_000_000, ("--peak", "1", "--days", "2", "--megabytes", "1"), {"web": 2, "poller": 1, "redis_mb": 112_634}),
     ],
 )

@@ -58,6 +58,15 @@ def test_every_platform_starts_the_same_processes(name: str, command: list[str])
         assert arguments == []
 
 
+def test_every_platform_gives_the_worker_a_place_for_files_on_their_way() -> None:
+    [compose] = yaml_of("compose.yaml")
+    [deployment] = yaml_of("kubernetes", "worker.yaml")
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert [name for name in MODULES if not compose["services"][name]["read_only"]] == ["worker"]
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]
+    assert "TMPDIR=/var/tmp\n" in (DEPLOY / "systemd" / "callsheet-worker.service").read_text()
+
+
 def test_the_files_are_valid() -> None:
     assert {name: said for name, said in problems(ROOT) if said} == {}
 

@@ -18,7 +18,7 @@ BYTES_PER_JOB: Final = 5_900
 STREAM_BYTES: Final = 100 * 2**20
 #: Bytes of memory of a process, and of a file in flight.
 PROCESS_BYTES: Final = 75 * 2**20
-FILE_BYTES: Final = 16 * 2**20
+FILE_BYTES: Final = 2 * 2**20
 #: How much of one core a process should take at the busiest hour: a small dyno has little more for itself.
 SHARE: Final = 0.25
 MB_PER_SECOND: Final = 5.0  #: one file on its way from a vendor into a bucket
@@ -48,7 +48,7 @@ def needs(jobs_per_day: int, peak: float, megabytes: float, days: int, concurren
 @click.option("--peak", default=4.0, show_default=True, help="The busiest hour, as a multiple of the mean.")
 @click.option("--megabytes", default=20.0, show_default=True, help="Of one result.")
 @click.option("--days", default=30, show_default=True, help="JOB_RETENTION_DAYS.")
-@click.option("--concurrency", default=16, show_default=True, help="WORKER_CONCURRENCY.")
+@click.option("--concurrency", default=32, show_default=True, help="WORKER_CONCURRENCY.")
 @json_option
 def size(jobs_per_day: int, peak: float, megabytes: float, days: int, concurrency: int, as_json: bool) -> None:
     """Say how many processes and how much Redis so many jobs take, and what is full first."""
