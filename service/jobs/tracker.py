@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, Required, TypedDict, Unpack
 
@@ -21,7 +21,7 @@ from redis.commands.core import AsyncScript
 from service import metrics, tracing
 from service.jobs import rules
 from service.jobs.scripts import Ask, Commit, Idempotency, Letter, Line, pack_body, script_text
-from service.jobs.tokens import redact, redact_whole
+from service.jobs.tokens import may_hold_a_secret, redact, redact_whole
 from service.model import Job, Observation, Submission
 from service.settings import Settings
 
@@ -140,54 +140,62 @@ class Tracker:
 
     def _fact(self, seen: Observation, how: How) -> bytes:
         """The one argument of `commit.lua` that says it all."""
-        vendor = how["vendor"]
-        ask, detail, raw = self._rhythms.get(vendor), seen.detail, how.get("raw")
-        weak_path = how.get("weak_path", False)
+        raw = how.get("raw") or b""
+        fact = _pack(self._commit(seen, how, _json, raw))
+        # Vendors echo our callback URL in the oddest places: it is looked for once, in all that was said together.
+        if may_hold_a_secret(fact) or (len(raw) > RAW_LIMIT and may_hold_a_secret(raw)):  # perhaps across the limit
+            fact = _pack(self._commit(seen, how, _blanked, redact(raw)))
+        return fact
+
+    def _commit(self, seen: Observation, how: How, json: Callable[[object], str], raw: bytes) -> Commit:
+        """`json` writes down what others have said."""
+        vendor, detail = how["vendor"], seen.detail
+        ask, weak_path = self._rhythms.get(vendor), how.get("weak_path", False)
         if weak_path and ask is None:  # nobody to confirm it: better counted and marked than ignored
-            weak_path, detail = (
-                False,
-                detail or "came by the vendor's shared URL and is unconfirmed: the vendor cannot be asked",
-            )
-        told = {name: _json(value) for name in _TOLD if (value := getattr(seen, name)) is not None}
+            weak_path = False
+            detail = detail or "came by the vendor's shared URL and is unconfirmed: the vendor cannot be asked"
+        told = {name: json(value) for name in _TOLD if (value := getattr(seen, name)) is not None}
         quarantine, idempotency, retry_in = how.get("quarantine"), how.get("idempotency"), how.get("retry_in")
         create, order, line = how.get("create", False), how.get("order"), how.get("line")
         prepared, sending = how.get("prepared"), how.get("sending")
-        return _pack(
-            Commit(
-                vendor=vendor,
-                source=seen.source.value,
-                witness=rules.witness(seen.source, weak_path=weak_path).value,
-                job=how.get("job_id"),
-                vendor_job_id=seen.vendor_job_id,
-                status=seen.status.value if seen.status else None,
-                archive=seen.archive.value if seen.archive else None,
-                told=told or None,
-                problem=seen.problem.value if seen.problem else None,
-                detail=_json(detail) if detail else None,
-                raw=_json(redact(raw)[:RAW_LIMIT].decode(errors="replace")) if raw else None,
-                ask=ask,
-                poll_now=how.get("poll_now", False),
-                expect={name: _json(value) for name, value in how.get("expect", {}).items()} or None,
-                task=how.get("task"),
-                retry_in=None if retry_in is None else int(retry_in * 1000),
-                order=_encode(order).decode() if order else None,
-                step=_json(order.step) if order and order.step else None,
-                line=line,
-                sent=_json(sending) if sending else None,
-                prepared=_json(prepared) if prepared else None,
-                quarantine=_letter(vendor, *quarantine) if quarantine else None,
-                create=create,
-                deadline=self._deadline if create else None,
-                idempotency=Idempotency(idempotency[0], hashlib.sha256(idempotency[1]).hexdigest())
-                if idempotency
-                else None,
-                trace=tracing.traceparent(),
-            )
+        return Commit(
+            vendor=vendor,
+            source=seen.source.value,
+            witness=rules.witness(seen.source, weak_path=weak_path).value,
+            job=how.get("job_id"),
+            vendor_job_id=seen.vendor_job_id,
+            status=seen.status.value if seen.status else None,
+            archive=seen.archive.value if seen.archive else None,
+            told=told or None,
+            problem=seen.problem.value if seen.problem else None,
+            detail=json(detail) if detail else None,
+            raw=_json(raw[:RAW_LIMIT].decode(errors="replace")) if raw else None,
+            ask=ask,
+            poll_now=how.get("poll_now", False),
+            expect={name: json(value) for name, value in how.get("expect", {}).items()} or None,
+            task=how.get("task"),
+            retry_in=None if retry_in is None else int(retry_in * 1000),
+            order=_encode(order).decode() if order else None,
+            step=json(order.step) if order and order.step else None,
+            line=line,
+            sent=json(sending) if sending else None,
+            prepared=json(prepared) if prepared else None,
+            quarantine=_letter(vendor, *quarantine) if quarantine else None,
+            create=create,
+            deadline=self._deadline if create else None,
+            idempotency=Idempotency(idempotency[0], hashlib.sha256(idempotency[1]).hexdigest())
+            if idempotency
+            else None,
+            trace=tracing.traceparent(),
         )
 
 
 def _json(value: object) -> str:
-    return redact_whole(_encode(value)).decode()  # vendors echo our callback URL in the oddest places
+    return _encode(value).decode()
+
+
+def _blanked(value: object) -> str:
+    return redact_whole(_encode(value)).decode()
 
 
 def _letter(vendor: str, subject: str, body: bytes) -> Letter:
