@@ -17,7 +17,8 @@ from tests.support.processes import ROOT
 
 _HERE: Final = Path(__file__).parent / "peers"
 _PLACE: Final = ROOT / "var" / "peers"
-_PYTHON: Final = _PLACE / "venv" / "bin" / "python"
+#: What FastAPI queues with, each in an environment of its own: they want different versions of redis-py.
+_QUEUES: Final = {"celery": "celery[redis]", "arq": "arq"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Peer:
 SERVERS: Final = (
     Peer("Fastify + BullMQ", ("node", "fastify.mjs"), _PLACE),
     Peer("Express + BullMQ", ("node", "express.mjs"), _PLACE),
-    Peer("FastAPI + Celery", (_PYTHON, "fastapi_peers.py", "celery"), _PLACE),
-    Peer("FastAPI + arq", (_PYTHON, "fastapi_peers.py", "arq"), _PLACE),
+    Peer("FastAPI + Celery", (_PLACE / "celery" / "bin" / "python", "fastapi_peers.py", "celery"), _PLACE),
+    Peer("FastAPI + arq", (_PLACE / "arq" / "bin" / "python", "fastapi_peers.py", "arq"), _PLACE),
 )
 
 
@@ -43,7 +44,17 @@ def install() -> None:
     for source in _HERE.iterdir():
         if source.is_file():
             shutil.copy(source, _PLACE)
-    subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--silent"], cwd=_PLACE, check=True)  # noqa: S607
-    subprocess.run([sys.executable, "-m", "venv", _PYTHON.parents[1]], check=True)
-    words = ["install", "--quiet", "--disable-pip-version-check", "--requirement", "requirements.txt"]
-    subprocess.run([_PYTHON, "-m", "pip", *words], cwd=_PLACE, check=True)
+    subprocess.run(["npm", "install", "--no-save", "--no-audit", "--no-fund", "--silent"], cwd=_PLACE, check=True)  # noqa: S607
+    for folder, queue in _QUEUES.items():
+        subprocess.run([sys.executable, "-m", "venv", _PLACE / folder], check=True)
+        words = [
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "fastapi",
+            "httptools",
+            "uvicorn",
+            "uvloop",
+            queue,
+        ]
+        subprocess.run([_PLACE / folder / "bin" / "python", "-m", "pip", *words], check=True)

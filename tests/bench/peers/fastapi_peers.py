@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import arq
 import uvicorn
-from arq.connections import RedisSettings
-from celery import Celery
 from fastapi import FastAPI
 
 
 def with_celery(redis_url: str) -> FastAPI:
+    from celery import Celery  # each is in an environment of its own
+
     app, queue = FastAPI(), Celery("bench", broker=redis_url)
 
     @queue.task(ignore_result=True)
@@ -27,6 +26,9 @@ def with_celery(redis_url: str) -> FastAPI:
 
 
 def with_arq(redis_url: str) -> FastAPI:
+    import arq
+    from arq.connections import RedisSettings
+
     app, kept = FastAPI(), []
 
     @app.post("/{path:path}")
