@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ ROWS: Final[dict[str, Callable[[Run], Iterator[Row]]]] = {
 def main(names: tuple[str, ...], quick: bool, with_peers: bool, million: bool) -> None:
     """What the product costs, as multiples of what others cost in the same run."""
     pin(os.getpid(), CLIENT_CORE)  # and whatever it starts, where it does not say otherwise
-    console, rows = Console(highlight=False), list[Row]()
+    console, rows = Console(width=None if sys.stdout.isatty() else 170, highlight=False), list[Row]()
     with TemporaryDirectory(prefix="callsheet-bench-") as folder:
         run = Run(Path(folder), quick, with_peers, million)
         for name in names or ROWS:

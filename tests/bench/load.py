@@ -54,7 +54,7 @@ class _Caller(asyncio.Protocol):
         if length is None or len(self._received) < head + 4 + int(length[1]):
             return
         if not self._received.startswith(b"HTTP/1.1 200"):
-            raise Refused(self._received[:300])
+            raise Refused(self._received[:500])
         self._received = b""
         self._answered(self)
 
