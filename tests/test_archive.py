@@ -853,7 +853,7 @@ async def test_an_interrupted_run_leaves_nothing_and_another_takes_over(
 async def test_a_run_says_that_it_is_alive_for_as_long_as_it_is(
     on_file: Settings, file_desk: Desk, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held, "LEASE_MS", 400)
+    monkeypatch.setattr(held, "LEASE_MS", 2000)
     gate = threading.Event()
     job_id = file_desk.made(files.serve("/film.mp4", gated(FILM, 1000, gate)))
     run = asyncio.create_task(store(on_file, job_id))
