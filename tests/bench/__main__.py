@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tests.support.processes import ROOT
 
-from . import files, growth, ingest, others, polls, report, tasks
+from . import files, growth, ingest, others, pages, polls, report, tasks
 from .measure import CLIENT_CORE, Row, pin
 
 
@@ -75,6 +75,10 @@ def _growth(run: Run) -> Iterator[Row]:
     yield from growth.rows(run.folder / "growth", 10**4, most, run.rounds)
 
 
+def _pages(run: Run) -> Iterator[Row]:
+    yield from pages.rows(run.folder / "pages", 10**3, run.of(10**5, 10**4))
+
+
 ROWS: Final[dict[str, Callable[[Run], Iterator[Row]]]] = {
     "callbacks": _callbacks,
     "ack": _ack,
@@ -83,6 +87,7 @@ ROWS: Final[dict[str, Callable[[Run], Iterator[Row]]]] = {
     "memory": _memory,
     "polls": _polls,
     "growth": _growth,
+    "pages": _pages,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -16,6 +17,8 @@ from service.settings import Settings
 from service.vendors import VENDORS
 from tests.support.servers import valkey_server
 from tests.support.web import API_KEY, CREDENTIALS, web_process
+
+from .measure import OURS, Row
 
 PATHS: Final = (
     *("/", "/?hours=168", "/jobs", "/jobs?status=failed", "/jobs?vendor=kitta&archive=none", "/quarantine"),
@@ -61,6 +64,19 @@ def measure(jobs: int, folder: Path, rounds: int = 30) -> dict[str, float]:
         paths = (*PATHS, f"/jobs/{seed(web.settings, jobs)}")
         visitor.post("/sign-in", data={"key": API_KEY})
         return {path.partition("_")[0]: _median(visitor, path, rounds) for path in paths}
+
+
+def rows(folder: Path, few: int, many: int) -> Iterator[Row]:
+    """Each page with many jobs: beside the same with few, and beside what a visitor does not wait for."""
+    found = {}
+    for jobs in (few, many):
+        (folder / str(jobs)).mkdir(parents=True)
+        found[jobs] = measure(jobs, folder / str(jobs))
+    for path, taken in found[many].items():
+        row = Row(f"page {path} with {many:,} jobs", "ms", {f"{few:,} jobs": 1.5, "50 ms": 1.0})
+        for subject, value in ((OURS, taken), (f"{few:,} jobs", found[few][path]), ("50 ms", 50.0)):
+            row.add(subject, value)
+        yield row
 
 
 def _median(visitor: httpx.Client, path: str, rounds: int) -> float:
