@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from service import logs, metrics, reports, tracing
 from service.jobs.scripts import Ask
 from service.jobs.store import Store, connect
+from service.jobs.sums import Sums
 from service.jobs.tokens import Tokens, redact
 from service.jobs.tracker import Tracker
 from service.settings import Settings, SettingsError, load
@@ -27,6 +28,7 @@ class Deployment:
         self.settings = settings
         self.redis: Redis = connect(settings)
         self.store = Store(self.redis, settings)
+        self.sums = Sums(self.redis, self.store, settings)
         self.tracker = Tracker(self.redis, settings, rhythms(settings))
         self.tokens = Tokens(settings.secret_keys, settings.public_url)
         self.storage = Storage(settings.storage_url)
@@ -39,7 +41,7 @@ class Deployment:
                 "there is no tracing: OTEL_EXPORTER_OTLP_ENDPOINT wants callsheet[otel] installed"
             )
         stop = asyncio.Event()
-        counting = asyncio.create_task(metrics.Counts(part, self.store.add_counts).run(stop))
+        counting = asyncio.create_task(metrics.Counts(part, self.sums.add).run(stop))
         try:
             yield self
         finally:

@@ -65,14 +65,14 @@ async def deployment(redis_url: str) -> AsyncIterator[Deployment]:
 
 
 async def test_a_sending_whose_answer_was_lost_counts_once(deployment: Deployment) -> None:
-    store = deployment.store
+    store, sums = deployment.store, deployment.sums
     for number, amount in ((1, 2.0), (1, 2.0), (2, 0.5), (1, 2.0), (2, 0.5)):
-        await store.add_counts("web:one", number, {"callsheet_ack_seconds_sum": amount})
-    await store.add_counts("web:two", 1, {"callsheet_ack_seconds_sum": 1.0, 'x{vendor="kitta"}': 3})
-    assert await store.counts() == {"callsheet_ack_seconds_sum": 3.5, 'x{vendor="kitta"}': 3.0}
+        await sums.add("web:one", number, {"callsheet_ack_seconds_sum": amount})
+    await sums.add("web:two", 1, {"callsheet_ack_seconds_sum": 1.0, 'x{vendor="kitta"}': 3})
+    assert await sums.counts() == {"callsheet_ack_seconds_sum": 3.5, 'x{vendor="kitta"}': 3.0}
     hour = datetime.fromtimestamp(await store.now_ms() / 1000, UTC).strftime("%Y-%m-%dT%H")
-    assert await store.counts(hour) == await store.counts()
-    assert await store.counts("2020-01-01T00") == {}
+    assert await sums.counts(hour) == await sums.counts()
+    assert await sums.counts("2020-01-01T00") == {}
     ttl = await deployment.redis.ttl(store.key("metrics", hour))
     assert 7 * 86_400 < ttl <= 8 * 86_400
 
@@ -81,7 +81,7 @@ async def test_what_could_not_be_sent_is_sent_later_and_only_that(tmp_path: Path
     with valkey_server(tmp_path, config={"appendonly": "no"}) as server:
         made = settings(server.url)
         async with Deployment(made).opened("web") as deployment:
-            counts = metrics.Counts("web", deployment.store.add_counts)
+            counts = metrics.Counts("web", deployment.sums.add)
             metrics.swept.inc(3)
             server.process.kill()
             with pytest.raises(RedisError):
@@ -90,7 +90,7 @@ async def test_what_could_not_be_sent_is_sent_later_and_only_that(tmp_path: Path
             with valkey_server(tmp_path, port=server.port, config={"appendonly": "no"}):
                 await counts.send()
                 await counts.send()
-                assert await deployment.store.counts() == {"callsheet_swept_total": 7.0}
+                assert await deployment.sums.counts() == {"callsheet_swept_total": 7.0}
 
 
 ENDS: Final = {
@@ -274,4 +274,4 @@ async def test_how_things_stand(web: Web) -> None:
 
 async def _gauges(web: Web) -> dict[str, float]:
     async with opened(web.settings) as deployment:
-        return await deployment.store.gauges()
+        return await deployment.sums.gauges()

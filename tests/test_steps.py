@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
+from service.jobs.sums import Sums
 from service.model import (
     VERDICTS,
     Archive,
@@ -572,7 +573,11 @@ async def test_costs_count_such_a_job_once_and_when_the_second_is_taken(desk: St
         job_id = await brought_to(desk, state)
         for status in VENDORS_WORDS[:3]:
             await desk.tell(job_id, of_first(facts_about_the_first(status), job_id))
-    sums = {(found.model, found.what): found.amount for found in await desk.store.costs("", "9") if found.amount}
+    sums = {
+        (found.model, found.what): found.amount
+        for found in await Sums(desk.redis, desk.store, desk.settings).costs("", "9")
+        if found.amount
+    }
     taken = len(DONE[2:])  # and those of which the second was never taken are not
     assert sums == {(MODEL, "jobs"): taken, (MODEL, "estimated"): pytest.approx(taken * 0.0133)}
 

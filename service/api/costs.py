@@ -30,7 +30,7 @@ QUERY: Final[dict[str, re.Pattern[str] | frozenset[str]]] = {
 
 
 def routes(deployment: Deployment) -> list[Route]:
-    store = deployment.store
+    kept = deployment.sums
 
     async def costs(request: Request) -> Response:
         """Rows by `group` and unit, the days (UTC) on which the jobs were made from `since` to `until`, both included.
@@ -40,7 +40,7 @@ def routes(deployment: Deployment) -> list[Route]:
         query = read_query(request, QUERY)
         group = query.get("group", ",".join(GROUPS)).split(",")
         rows: dict[tuple[str | None, ...], dict[str, float]] = defaultdict(dict)
-        for found in await store.costs(query.get("since", ""), query.get("until", "9")):
+        for found in await kept.costs(query.get("since", ""), query.get("until", "9")):
             key = tuple(getattr(found, name) if name in group else None for name in GROUPS)
             sums = rows[(*key, found.unit)]
             sums[found.what] = sums.get(found.what, 0.0) + found.amount

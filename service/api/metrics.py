@@ -17,10 +17,10 @@ _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def routes(deployment: Deployment, keys: Keys) -> list[Route]:
-    store = deployment.store
+    sums = deployment.sums
     begin_at_zero(deployment.settings.accounts)
 
     async def metrics(_request: Request) -> Response:
-        return Response(exposition(await store.counts(), await store.gauges()), media_type=_TEXT)
+        return Response(exposition(await sums.counts(), await sums.gauges()), media_type=_TEXT)
 
     return [Route("/metrics", metrics, methods=["GET"], middleware=[Middleware(BearerKeys, keys=keys)])]

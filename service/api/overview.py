@@ -81,6 +81,7 @@ def routes(deployment: Deployment) -> list[Route]:
 class _Overviews:
     def __init__(self, deployment: Deployment) -> None:
         self._store = deployment.store
+        self._sums = deployment.sums
         self._windows = {
             slug: {kind: limit.seconds for kind, limit in account.limits.items()}
             for slug, account in deployment.settings.accounts.items()
@@ -93,7 +94,7 @@ class _Overviews:
         at = datetime.now(UTC)
         since = at.replace(minute=0, second=0, microsecond=0) - timedelta(hours=ceil(hours / step) * step - 1)
         points = await self._points(since, at, step)
-        gauges = await self._store.gauges()
+        gauges = await self._sums.gauges()
         jobs, archives = _jobs(gauges)
         by_source = _series(points, "source", {slug for slug, one in VENDORS.items() if one.RHYTHM.grace is not None})
         told = {source: sum(values) for source, values in by_source.items()}
@@ -117,7 +118,7 @@ class _Overviews:
         count = int((until - since).total_seconds() // 3600) + 1
         hours = [f"{since + timedelta(hours=number):%Y-%m-%dT%H}" for number in range(count)]
         asked = [hour for hour in hours if hour not in self._past]
-        sums = self._past | dict(zip(asked, map(_sums, await self._store.counts_of(asked)), strict=True))
+        sums = self._past | dict(zip(asked, map(_sums, await self._sums.counts_of(asked)), strict=True))
         self._past = {hour: sums[hour] for hour in sorted(sums)[-_KEPT:] if hour < hours[-2:][0]}
         return [_joined(sums[hour] for hour in hours[start : start + step]) for start in range(0, count, step)]
 

@@ -1,14 +1,13 @@
-"""The only owner of Redis keys, together with the scripts: every read, every claim, every lease.
+"""The owner of the keys about jobs, together with the scripts: every read, every claim, every lease.
 
 Writes that change a job go through `commit.lua` alone, by way of tracker.py. All keys begin with the key prefix:
 
     job:{id} hash · timeline:{id} list · jobs:{vendor}:{status}:{archive} zset of ids · indexes set of those keys
     vendor_jobs:{vendor} hash, vendor's id → ours · parked:{vendor}:{vendor's id} list · idempotency:{…} string
     polls:{vendor}, deadlines zsets of ids by due time · tasks the same of RQ job ids · turns:{vendor} the same by turn
-    vendor:{vendor}[:submit] hash · calls:{vendor}:{kind} list · costs:{day} hash of sums, cost_days set
+    vendor:{vendor}[:submit] hash · calls:{vendor}:{kind} list
     raw:{id} hash of payloads · quarantine zset and quarantine:{id} hashes · parked zset of vendor:vendor's id
     kept:quarantine, kept:parked hashes of their bytes · crowded_out hash · stream · lease:{…}, token:{vendor} strings
-    metrics, metrics:{hour} hashes of sums · processes zset by ms of the last sign of life · counted:{process} string
     channels events, events:{id}
 """
 
@@ -61,17 +60,6 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     in_line: int  #: jobs that wait for their turn to be sent
 
 
-class CostSum(msgspec.Struct, frozen=True):
-    """One sum of one day: `what` is `jobs`, `unknown`, `estimated`, `charged` or `difference`."""
-
-    day: str
-    vendor: str
-    model: str | None
-    unit: str
-    what: str
-    amount: float
-
-
 def connect(settings: Settings) -> Redis:
     """An asyncio client. Callers beyond the number of its connections wait for their turn."""
     again = Retry(ConstantBackoff(0.05), 1)  # a connection that died while idle; every write here may be repeated
@@ -113,9 +101,6 @@ class Store:
         self._held: AsyncScript = redis.register_script(script_text("held", settings))
         self._sweep: AsyncScript = redis.register_script(script_text("sweep", settings))
         self._retire: AsyncScript = redis.register_script(script_text("retire", settings))
-        self._counts: AsyncScript = redis.register_script(script_text("counts", settings))
-        self._gauges: AsyncScript = redis.register_script(script_text("gauges", settings))
-        self._vendors = tuple(settings.accounts)
 
     def key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
@@ -200,19 +185,6 @@ class Store:
             return set()
         found = await self.redis.hmget(self.key("vendor_jobs", vendor), vendor_job_ids)
         return {id_ for id_, ours in zip(vendor_job_ids, found, strict=True) if ours is None}
-
-    async def costs(self, since: str, until: str) -> list[CostSum]:
-        """The sums of the days from `since` to `until` (ISO dates, both included)."""
-        every = sorted(_text(day) for day in cast("set[bytes]", await self.redis.smembers(self.key("cost_days"))))
-        days = [day for day in every if since <= day <= until]
-        pipeline = self.redis.pipeline(transaction=False)
-        for day in days:
-            pipeline.hgetall(self.key("costs", day))
-        return [
-            CostSum(day, *msgspec.json.decode(field, type=tuple[str, str | None, str, str]), float(amount))
-            for day, fields in zip(days, await pipeline.execute(), strict=True)
-            for field, amount in fields.items()
-        ]
 
     # -- quarantine --------------------------------------------------------------------------------
 
@@ -362,33 +334,6 @@ class Store:
     async def drop_token(self, vendor: str, token: str) -> None:
         """Forget a token that the vendor refused, unless another process has replaced it already."""
         await self._held(args=["drop", self.key("token", vendor), token])
-
-    # -- metrics ---------------------------------------------------------------------------------------
-
-    async def add_counts(self, process: str, number: int, counts: Mapping[str, float]) -> None:
-        """Add to the sums what a process has counted: sample → amount. The same number again adds nothing."""
-        await self._counts(args=[process, number, *(part for count in counts.items() for part in count)])
-
-    async def counts(self, hour: str | None = None) -> dict[str, float]:
-        """The sums of all time, or of an hour (UTC, as 2026-07-01T08) of the last eight days."""
-        found = cast("dict[bytes, bytes]", await self.redis.hgetall(self.key("metrics", *([hour] if hour else []))))
-        return {sample.decode(): float(amount) for sample, amount in found.items()}
-
-    async def counts_of(self, hours: list[str]) -> list[dict[str, float]]:
-        """The sums of several hours, in their order."""
-        pipeline = self.redis.pipeline(transaction=False)
-        for hour in hours:
-            pipeline.hgetall(self.key("metrics", hour))
-        return [{name.decode(): float(n) for name, n in found.items()} for found in await pipeline.execute()]
-
-    async def gauges(self) -> dict[str, float]:
-        """How things stand now, by sample."""
-        told: list[bytes] = await self._gauges(args=self._vendors)
-        memory = await self.redis.info("memory")
-        found = {name.decode(): float(value) for name, value in zip(told[::2], told[1::2], strict=True)}
-        found["callsheet_redis_memory_bytes"] = memory["used_memory"]
-        found["callsheet_redis_memory_limit_bytes"] = memory.get("maxmemory", 0)
-        return found
 
     # -- leases --------------------------------------------------------------------------------------
 
