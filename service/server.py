@@ -7,6 +7,7 @@ connection, and nothing that an honest request would notice.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import resource
 import socket
@@ -20,6 +21,7 @@ import click
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors.multiprocess import Multiprocess
 
@@ -29,6 +31,10 @@ MAX_HEAD: Final = 32 * 1024
 MAX_PIPELINED: Final = 16
 #: Bytes of a body that are read for nothing once its answer is out; a sender that still goes on is cut off.
 MAX_IGNORED: Final = 2**20
+#: Bytes of a body that are taken as fast as they come; what comes behind them no faster than so many a second, or a few
+#: senders of much would keep all others waiting.
+UNPACED_BYTES: Final = 2**20
+MAX_BYTES_PER_SECOND: Final = 64 * 2**20
 #: Seconds from a request's first byte (or the connection) to the end of its head, and to the end of its body.
 HEAD_SECONDS: Final = 10.0
 BODY_SECONDS: Final = 120.0
@@ -56,11 +62,40 @@ _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnec
 _TOO_LONG: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
+class Paced(FlowControl):
+    """uvicorn's own flow control, which resumes reading no sooner than it may."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(transport)
+        self._loop = loop
+        self._may_at = 0.0
+        self._waiting = False
+
+    def hold(self, seconds: float) -> None:
+        """Read nothing for so long, behind whatever has been held before."""
+        self._may_at = max(self._may_at, self._loop.time()) + seconds
+        self.pause_reading()
+
+    def resume_reading(self) -> None:
+        wait = self._may_at - self._loop.time()
+        if wait <= 0:
+            super().resume_reading()
+        elif not self._waiting:
+            self._waiting = True
+            self._loop.call_later(wait, self._resume)
+
+    def _resume(self) -> None:
+        self._waiting = False
+        if not self._transport.is_closing():
+            self.resume_reading()
+
+
 class Guarded(HttpToolsProtocol):
     """uvicorn's own protocol, which cuts off whoever does not get on."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.flow: Paced = Paced(transport, self.loop)
         self._begun = self.loop.time()
         self._received = self._chunk = 0
         self._beside = self._ignored = 0  #: bytes since the last piece of a body, and of bodies that nobody wants
@@ -103,7 +138,11 @@ class Guarded(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._beside = 0
         super().on_body(body)
-        self._ignored += len(body) if self.cycle.response_complete else 0
+        if self._received > UNPACED_BYTES:
+            self.flow.hold(len(body) / MAX_BYTES_PER_SECOND)
+        if self.cycle.response_complete:
+            self._ignored += len(body)
+            self.flow.resume_reading()  # nobody else does
         if self._ignored > MAX_IGNORED:
             self.transport.close()
 
