@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -54,12 +56,23 @@ async def eventually_async(
     return answer
 
 
+def _own_ports() -> Iterator[int]:
+    """Below those that the system gives to connections, and apart from those of the test processes beside this one."""
+    first = 10_000 + 5_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4)
+    begin = random.randrange(5_000)
+    return itertools.cycle([first + (begin + number) % 5_000 for number in range(5_000)])
+
+
+_PORTS: Final = _own_ports()
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on now. Somebody may by the time it is used: let a server pick, if it can."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("there is no end of ports")
 
 
 def listening(port: int) -> bool:
