@@ -199,7 +199,7 @@ def test_the_terminal_does_it_all(web: Web, processes: Processes, tmp_path: Path
     def tries() -> list[Any]:
         return list(json.loads(callsheet("deliveries", "list", id_, "--json"))["data"])
 
-    [attempt] = eventually(tries, "the try")
+    [attempt] = eventually(tries, "the try", timeout=15)
     assert set(attempt) == set(Attempt.__struct_fields__)
     assert (attempt["delivery_id"], attempt["status"], attempt["outcome"]) == (sent, None, "again")
     assert attempt["answer"] == "ClientConnectorError: its address is not allowed"
@@ -211,7 +211,7 @@ def test_the_terminal_does_it_all(web: Web, processes: Processes, tmp_path: Path
     assert len(json.loads(callsheet("deliveries", "list", id_, "--outcome", "again", "--json"))["data"]) == 1
     assert '"waiting"' not in callsheet("deliveries", "show", sent)
     callsheet("deliveries", "replay", sent)
-    eventually(lambda: len(tries()) == 2, "the next one")
+    eventually(lambda: len(tries()) == 2, "the next one", timeout=15)
     assert "whsec_" in callsheet("endpoints", "rotate", id_)
     assert "0 events" in callsheet("endpoints", "replay", id_, "--since", "2026-07-01T08:00:00Z")
     callsheet("endpoints", "change", id_, "--disable")

@@ -85,7 +85,7 @@ class Post:
         async def none() -> bool:
             return not any(await self.endpoints.waiting(*(endpoint.id for endpoint in endpoints)))
 
-        await eventually_async(none, "nothing that waits")
+        await eventually_async(none, "nothing that waits", timeout=20)
 
     async def idle(self, endpoint: Endpoint) -> None:
         """Wait until no run has the endpoint."""
@@ -93,7 +93,7 @@ class Post:
         async def over() -> bool:
             return not await self.redis.hexists(self.key("state", endpoint.id), "busy")
 
-        await eventually_async(over, "the end of the run")
+        await eventually_async(over, "the end of the run", timeout=20)
 
     async def time_passes(self, endpoint: Endpoint, ms: int) -> None:
         """Let all that has to do with time be so much longer ago."""

@@ -525,7 +525,7 @@ def test_a_vendor_that_hangs_holds_up_no_other_and_not_the_stop_either(settings:
                 async def others_done() -> bool:
                     return {desk.job(job_id).status for job_id in others} == {Status.SUCCEEDED}
 
-                await eventually_async(others_done, "the others' verdicts")
+                await eventually_async(others_done, "the others' verdicts", timeout=10)
                 assert sandbox.calls("lipsync_studio") == {"faulted": 1}
                 stop.set()
                 began = loop.time()
@@ -576,7 +576,7 @@ def test_pollers_share_the_jobs_and_ask_about_each_once(
     def all_asked() -> bool:
         return all(job["status_calls"] for job in sandbox.jobs("lipsync_studio"))
 
-    eventually(all_asked, "every job asked about")
+    eventually(all_asked, "every job asked about", timeout=10)
     if desk.now_ms() - began < VENDORS["lipsync_studio"].RHYTHM.every * 1000:
         assert sandbox.calls("lipsync_studio") == {"status": len(jobs)}
     eventually(lambda: sum(len(lines(process, "poll")) for process in running) >= len(jobs), "every answer recorded")
@@ -635,7 +635,7 @@ def test_a_vendor_s_limit_holds_for_all_pollers_together(
     def all_asked() -> bool:
         return all(len(desk.timeline(job_id)) > 1 for job_id in jobs)
 
-    eventually(all_asked, "every job asked about")
+    eventually(all_asked, "every job asked about", timeout=15)
     assert not any(lines(process, "vendor unwell") for process in running)
 
 

@@ -184,7 +184,7 @@ def test_many_downloads_run_at_once(workers: Workers, settings: Settings, desk: 
     count, seconds = 24, 0.5
     jobs = [desk.made(files.serve(f"/{number}.mp4", slow(FILM, seconds))) for number in range(count)]
     worker = workers.start(settings=replace(settings, worker_concurrency=32))
-    worker.wait_until(lambda: is_stored(desk, *jobs), "all stored")
+    worker.wait_until(lambda: is_stored(desk, *jobs), "all stored", timeout=20)
     began = min(files.requests(f"/{number}.mp4")[0].at for number in range(count))
     assert time.monotonic() - began < count * seconds / 3
 
@@ -212,14 +212,14 @@ def test_no_more_run_at_once_than_is_allowed(workers: Workers, settings: Setting
     meter = Meter(0.05)
     jobs = [desk.made(files.serve(f"/{number}.mp4", meter.answer)) for number in range(30)]
     worker = workers.start(settings=replace(settings, worker_concurrency=3))
-    worker.wait_until(lambda: is_stored(desk, *jobs), "all stored")
+    worker.wait_until(lambda: is_stored(desk, *jobs), "all stored", timeout=20)
     assert meter.most == 3
 
 
 def test_workers_share_the_queue(workers: Workers, settings: Settings, desk: Desk, files: Files) -> None:
     jobs = [desk.made(files.serve(f"/{number}.mp4", slow(FILM, 0.05))) for number in range(60)]
     workers.start_several(2, replace(settings, worker_concurrency=2))
-    eventually(lambda: is_stored(desk, *jobs), "all stored")
+    eventually(lambda: is_stored(desk, *jobs), "all stored", timeout=20)
     assert [len(files.requests(f"/{number}.mp4")) for number in range(60)] == [1] * 60
     assert Counter(desk.announced())["job.stored"] == 60
 
@@ -436,7 +436,7 @@ def test_a_killed_worker_s_tasks_are_found_again(
     workers.start()
     desk.make_due("tasks")
     desk.end_leases()
-    eventually(lambda: is_stored(desk, *jobs), "all stored")
+    eventually(lambda: is_stored(desk, *jobs), "all stored", timeout=20)
     assert Counter(desk.announced())["job.stored"] == 4
     assert intermediate(desk) == []
 
