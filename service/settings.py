@@ -51,6 +51,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 #: What a key of the API may be for; `admin` may do everything.
+MAX_OBJECT: Final = 5 * 2**30  #: bytes that S3 takes in one request
 SCOPES: Final = frozenset({"submit", "read", "admin"})
 MIN_API_KEY: Final = 20  #: characters
 MIN_UNNAMED: Final = 32  #: the same, of a key without a name
@@ -103,7 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     raw_retention_days: int = 7  #: how long what vendors sent is kept, in timelines and in quarantine
     poll_grace: float | None = None  #: how long to wait for a webhook before the first look; None: the vendor's own
     max_callback_bytes: int = 16 * 2**20  #: a legal apimodels callback echoes base64 audio: 8 MB and more
-    max_output_bytes: int = 5 * 2**30  #: of one result; what is larger is not stored
+    max_output_bytes: int = MAX_OBJECT  #: of one result; what is larger is not stored
     worker_concurrency: int = 32  #: tasks in flight in one worker process
     tracing: bool = False  #: whether there is a collector for traces; OpenTelemetry itself reads where
     sentry_dsn: str = ""  #: where errors are reported to
@@ -142,7 +143,7 @@ def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = Non
         "raw_retention_days": reader.amount("RAW_RETENTION_DAYS", int, 7, least=1),
         "poll_grace": reader.amount("POLL_GRACE_SECONDS", float, None),
         "max_callback_bytes": reader.amount("MAX_CALLBACK_BYTES", int, 16 * 2**20, least=1),
-        "max_output_bytes": reader.amount("MAX_OUTPUT_BYTES", int, 5 * 2**30, least=1),
+        "max_output_bytes": reader.amount("MAX_OUTPUT_BYTES", int, MAX_OBJECT, least=1, most=MAX_OBJECT),
         "worker_concurrency": reader.amount("WORKER_CONCURRENCY", int, 32, least=1),
         "tracing": bool(reader.word("OTEL_EXPORTER_OTLP_ENDPOINT")),
         "sentry_dsn": reader.word("SENTRY_DSN"),
@@ -219,7 +220,9 @@ class _Reader:
             self.problems.append(f"{name} is {value!r}: set it to 1 or 0")
         return default if not value else value in ("1", "true")
 
-    def amount(self, name: str, type_: Callable[[str], float], default: float | None, least: int = 0) -> float | None:
+    def amount(
+        self, name: str, type_: Callable[[str], float], default: float | None, least: int = 0, most: int = 0
+    ) -> float | None:
         value = self.word(name)
         if not value:
             return default
@@ -227,8 +230,9 @@ class _Reader:
             found = type_(value)
         except ValueError:
             found = None
-        if found is None or not least <= found < 2**53:
-            self.problems.append(f"{name} is {value[:20]!r}: set it to a number, {least} or more")
+        if found is None or not least <= found <= (most or 2**53 - 1):
+            wanted = f"from {least} to {most}" if most else f"{least} or more"
+            self.problems.append(f"{name} is {value[:20]!r}: set it to a number, {wanted}")
             return default
         return found
 

@@ -12,11 +12,14 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from ssl import SSLContext
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, Final, cast
+from typing import IO, TYPE_CHECKING, Final, Literal, cast
 from uuid import uuid4
 
+import httpx
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store, from_url
@@ -26,21 +29,32 @@ from service.model import Output, OutputKind
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
-#: What obstore raises when the storage does not do as asked.
+
+class NotStored(OSError):
+    """A bucket did not take an object, in words that can be shown to anybody."""
+
+    def __init__(self, words: str, *, passing: bool = True) -> None:
+        """`passing`: the same request may succeed in a moment."""
+        super().__init__(words)
+        self.passing = passing
+
+
+#: What is raised when the storage does not do as asked: by obstore, by files, by an upload.
 StorageError: Final = (BaseError, OSError)
 
-#: Parts of a multipart upload. An upload has two in memory; files come from the disk, and take turns.
-PART_BYTES: Final = 8 * 2**20
-_PARTS_AT_ONCE: Final = 1
-_UPLOADS_AT_ONCE: Final = 2
-_PIECE_BYTES: Final = 2**20
+#: Bytes of a file that are read, and handed to the connection, at once.
+_PIECE_BYTES: Final = 2**19
 
 #: For a hiccup only: a storage that is down is tried again by the task, later.
 _RETRIES: Final[RetryConfig] = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
+_PAUSES: Final = (0.5, 2.0)  #: before an upload's second try, and before its third
+_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+#: Seconds. A large object may take its time between its last byte and the answer.
+_TIMEOUT: Final = httpx.Timeout(20, read=60)
 #: Of an object that is handed out from here; memory for each reader.
 _STREAM_BYTES: Final = 256 * 1024
 
-_SIGNED_FOR: Final = timedelta(minutes=15)
+_SIGNED_FOR: Final = timedelta(minutes=15)  #: to begin with it, not to end
 _ENDINGS: Final = {
     OutputKind.VIDEO: (".mp4", ".webm", ".mov", ".mkv"),
     OutputKind.IMAGE: (".png", ".jpg", ".jpeg", ".webp", ".gif"),
@@ -70,6 +84,8 @@ _MAGIC: Final = {
 }
 _BEGINNINGS: Final = {media_type: re.compile(begins, re.DOTALL) for media_type, begins in _MAGIC.items()}
 _HEAD_BYTES: Final = 64  #: in which each of them ends
+#: S3's, Google's and Azure's word for what is wrong.
+_CODE: Final = re.compile(r"<Code>(\w{1,60})</Code>")
 
 
 def object_key(vendor: str, job_id: str, number: int, output: Output) -> str:
@@ -99,17 +115,16 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         local = url.startswith("file://")
-        self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._store: ObjectStore = from_url(url, mkdir=True) if local else from_url(url, retry_config=_RETRIES)
 
     async def put(self, key: str, chunks: AsyncIterator[bytes], check: Callable[[], None] | None = None) -> str:
         """Store a stream, whole or not at all, and return its sniffed type.
 
         Whatever `chunks` raises comes through, and so does what `check` raises, which is asked while a bucket is being
-        written and aborts that. An upload is not aborted by cancelling the caller: raise from one of them instead.
+        written and ends that.
         """
         path, head = self.path(key), b""
-        # On disk first: however many are under way, and however slow, memory has a piece of each, and a bucket no part.
+        # On disk first: however many are under way, and however slow, memory has a piece of each.
         with _spool(path) as spool:
             async for chunk in chunks:
                 head += chunk[: _HEAD_BYTES - len(head)]
@@ -122,21 +137,35 @@ class Storage:
         return media_type
 
     async def _upload(self, key: str, spool: IO[bytes], media_type: str, check: Callable[[], None] | None) -> None:
-        size = spool.tell()
-        spool.seek(0)
-        async with self._uploads:
-            await obstore.put_async(
-                self._store,
-                key,
-                # What fits into one part goes in one request: one in parts that breaks off may leave them behind.
-                spool.read() if size < PART_BYTES else _pieces(spool, check),
-                attributes={
-                    "Content-Type": media_type,
-                    "Content-Disposition": f'attachment; filename="{file_name(key)}"',
-                },
-                chunk_size=PART_BYTES,
-                max_concurrency=_PARTS_AT_ONCE,
-            )
+        """Put a file into the bucket in one request, by a URL that our credentials have signed.
+
+        Never in parts: whoever dies in the middle of those leaves them behind, to be paid for and never seen. A request
+        that breaks off leaves nothing.
+        """
+        named = f'attachment; filename="{file_name(key)}"'
+        headers = {"Content-Type": media_type, "Content-Disposition": named, "Content-Length": str(spool.tell())}
+        if isinstance(self._store, AzureStore):
+            headers |= {"x-ms-blob-type": "BlockBlob", "x-ms-blob-content-disposition": named}
+        async with httpx.AsyncClient(verify=_authorities(), timeout=_TIMEOUT) as http:
+            pauses = iter(_PAUSES)
+            while refusal := await self._refusal(http, key, _pieces(spool, check), headers):
+                if not refusal.passing or not (pause := next(pauses, 0.0)):
+                    raise refusal
+                await asyncio.sleep(pause)
+
+    async def _refusal(
+        self, http: httpx.AsyncClient, key: str, pieces: AsyncIterator[bytes], headers: dict[str, str]
+    ) -> NotStored | None:
+        """What a bucket has against an object; None once it has it."""
+        try:
+            answer = await http.put(await self._signed("PUT", key), content=pieces, headers=headers)
+        except httpx.TransportError as error:
+            return NotStored(f"the storage cannot be reached: {type(error).__name__}")
+        if answer.is_success:
+            return None
+        found = _CODE.search(answer.text)  # not more than its word: the rest may quote the URL
+        words = f"the storage answers {answer.status_code}{f' {found[1]}' if found else ''}"
+        return NotStored(words, passing=answer.status_code in _PASSING)
 
     async def size(self, key: str) -> int | None:
         """Bytes of an object, or None where there is none."""
@@ -162,8 +191,11 @@ class Storage:
 
     async def signed_url(self, key: str) -> str:
         """A URL from which anybody can fetch the object for a quarter of an hour."""
+        return await self._signed("GET", key)
+
+    async def _signed(self, method: Literal["GET", "PUT"], key: str) -> str:
         bucket = cast("S3Store | GCSStore | AzureStore", self._store)  # `path` is for the other kind
-        return await obstore.sign_async(bucket, "GET", key, expires_in=_SIGNED_FOR)
+        return await obstore.sign_async(bucket, method, key, expires_in=_SIGNED_FOR)
 
 
 @contextmanager
@@ -188,7 +220,14 @@ def _keep(spool: IO[bytes], path: Path) -> None:
 
 
 async def _pieces(spool: IO[bytes], check: Callable[[], None] | None) -> AsyncIterator[bytes]:
+    spool.seek(0)
     while piece := spool.read(_PIECE_BYTES):
         if check:
             check()
         yield piece
+
+
+@cache
+def _authorities() -> SSLContext:
+    """Made once: to read them all costs more than most uploads."""
+    return httpx.create_ssl_context()

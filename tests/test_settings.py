@@ -140,6 +140,7 @@ UNUSABLE: Final = [
     ("JOB_DEADLINE_SECONDS", "-1"),
     ("JOB_DEADLINE_SECONDS", "1.5"),
     ("JOB_DEADLINE_SECONDS", str(2**60)),
+    ("MAX_OUTPUT_BYTES", str(5 * 2**30 + 1)),
     ("POLL_GRACE_SECONDS", "nan"),
     ("POLL_GRACE_SECONDS", "inf"),
     ("MAX_CALLBACK_BYTES", "16M"),

@@ -16,6 +16,7 @@ from urllib.parse import urljoin
 
 import httpx
 
+from service.storage import NotStored
 from workers import outbound
 
 #: A download may take this long, and must on the whole be at least this fast once it has had time to begin.
@@ -147,7 +148,7 @@ class Download:
 
 def words(error: BaseException) -> str:
     """An error in one short line."""
-    if isinstance(error, NotFetched):
+    if isinstance(error, NotFetched | NotStored):
         return str(error)
     return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")[:300]
 

@@ -216,16 +216,9 @@ def common_findings(books: Books, *, hasty: bool) -> list[str]:
         found.append(f"no callbacks were {', '.join(sorted(spared))}: make it harder")
     if strange := stage.ledger.strange:
         found.append(f"{len(strange)} answers that nobody should get: {'; '.join(strange[:3])}")
-    # Of large files, whoever dies, or cannot reach the store, cannot abort: that is what a bucket's own rule is for.
-    if parts := [key for key in unfinished(stage.s3) if not is_large(stage, key)]:
-        found.append(f"{len(parts)} uploads of small files were left behind: {', '.join(parts[:3])}")
+    if parts := unfinished(stage.s3):
+        found.append(f"{len(parts)} uploads were left behind: {', '.join(parts[:3])}")
     return found
-
-
-def is_large(stage: Stage, key: str) -> bool:
-    """Whether an object's file is one of the suite's own, which go in parts."""
-    entry = stage.ledger.by_job.get(key.split("/")[-2])
-    return entry is not None and bool(entry.sha256)
 
 
 def summary(waits: list[float]) -> tuple[float, float, float] | None:

@@ -19,7 +19,7 @@ from tests.chaos.orders import Order
 from tests.chaos.stage import API_KEY, Stage
 from tests.support.files import MP4, Answer, Files, slow
 
-LARGE: Final = 20 * 2**20  #: three parts of a multipart upload
+LARGE: Final = 20 * 2**20  #: more than all buffers on the way
 _VENDOR: Final = "lipsync_studio"
 
 
