@@ -29,7 +29,7 @@ from service.model import (
     Status,
     Submission,
 )
-from tests.test_door import (
+from tests.support.desk import (
     ASK,
     REFUSED,
     VENDOR,
