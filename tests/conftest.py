@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
+from service.settings import Settings
+from tests.support import deployment as deployments
 from tests.support import network
 from tests.support.files import Files, file_server
 from tests.support.processes import Processes, processes_in
-from tests.support.sandbox import Sandbox, sandbox_process
+from tests.support.sandbox import Desk, Sandbox, desk_of, sandbox_process
 from tests.support.servers import S3, s3_server, valkey_server
+from tests.support.submissions import Crew, crew_of
 from tests.support.web import CREDENTIALS, Web, web_process
 
 network.guard()
@@ -68,6 +71,27 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     """Starts programs that are stopped when the test ends, however it ends."""
     with processes_in(tmp_path) as started:
         yield started
+
+
+# -- a deployment, for tests that move its jobs by hand; what is particular to some is in their `settings` ----------
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    """Those of a deployment on an empty Valkey, whose vendors nobody answers for."""
+    return deployments.settings(redis_url)
+
+
+@pytest.fixture
+def desk(settings: Settings) -> Iterator[Desk]:
+    with desk_of(settings) as made:
+        yield made
+
+
+@pytest.fixture
+async def crew(desk: Desk) -> AsyncIterator[Crew]:
+    async with crew_of(desk) as made:
+        yield made
 
 
 # -- the product's own processes, one for a file of tests ------------------------------------------

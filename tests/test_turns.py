@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from datetime import datetime
 from pathlib import Path
@@ -30,17 +30,6 @@ from tests.support.submissions import crew_of, order, web_of, worker_process
 from workers.stopping import stopped
 
 SLUG: Final = "chanjing"
-
-
-@pytest.fixture
-def settings(redis_url: str) -> Settings:
-    return deployments.settings(redis_url)
-
-
-@pytest.fixture
-def desk(settings: Settings) -> Iterator[Desk]:
-    with desk_of(settings) as made:
-        yield made
 
 
 @pytest.fixture

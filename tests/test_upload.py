@@ -9,7 +9,7 @@ import asyncio
 import json
 import mimetypes
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -43,18 +43,6 @@ def settings(redis_url: str, sandbox: Sandbox) -> Settings:
     accounts = sandbox.accounts(minting=True)
     often = accounts[SLUG].limits | {"read": Limit(requests=1000, seconds=1)}
     return deployments.settings(redis_url, accounts=accounts | {SLUG: replace(accounts[SLUG], limits=often)})
-
-
-@pytest.fixture
-def desk(settings: Settings) -> Iterator[Desk]:
-    with desk_of(settings) as made:
-        yield made
-
-
-@pytest.fixture
-async def crew(desk: Desk) -> AsyncIterator[Crew]:
-    async with crew_of(desk) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

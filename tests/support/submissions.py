@@ -23,7 +23,7 @@ from workers.vendor_client import VendorClient
 
 from .deployment import environment, settings
 from .processes import BIN, Process, Processes
-from .sandbox import Desk
+from .sandbox import Desk, Sandbox
 from .web import Web, web_process
 
 FACE: Final = "https://example.com/face.mp4"
@@ -36,6 +36,15 @@ PLAIN: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "chanjing": ({"text": "你好", "voice": "a-voice"}, {"video_file_id": "sandbox-video"}),
     "apimodels": ({"audio_url": VOICE}, {"session_id": "sandbox-session", "face_id": "sandbox-face"}),
 }
+
+
+#: Faces are found in a video first.
+KLING: Final[dict[str, Any]] = {"video_url": FACE, "audio_url": VOICE}
+IDENTIFY: Final = "kling-identify-face"
+LIP_SYNC: Final = "kling-advanced-lip-sync"
+
+LISTED: Final = ("chanjing", "kitta")  # the vendors with a list call
+CALLING: Final = ("apimodels", "chanjing", "lipsync_studio")  # those with callbacks
 
 
 def faulty(url: str, *words: str) -> str:
@@ -127,6 +136,32 @@ async def crew_of(desk: Desk, *, interrupted: asyncio.Event | None = None) -> As
     ):
         submitter = Submitter(deployment, http, interrupted or asyncio.Event())
         yield Crew(desk, submitter, Poller(deployment, VendorClient(deployment, http)))
+
+
+def bought(sandbox: Sandbox, vendor: str) -> list[dict[str, Any]]:
+    """What the vendor has taken, the oldest first."""
+    return sandbox.jobs(vendor)[::-1]
+
+
+def resolve(web: Web, job_id: str, **wanted: str) -> None:
+    answer = web.api.post(f"/v1/jobs/{job_id}/resolve", json=wanted)
+    assert answer.status_code == 200, answer.text
+
+
+def check_nobody_sends_it(desk: Desk, web: Web, job_id: str) -> None:
+    """It was sent, nobody knows what became of it, and the operator has been told."""
+    assert desk.job(job_id).status is Status.UNCONFIRMED
+    assert desk.due_in(f"submit-{job_id}", "tasks") is None
+    assert desk.due_in(job_id, "deadlines") is not None
+    last = desk.timeline(job_id)[-1]
+    assert (last["problem"], "callsheet jobs resolve" in last["detail"]) == ("no_answer", True)
+    listed = web.api.get("/v1/jobs", params={"status": "unconfirmed"}).json()["data"]
+    assert job_id in [row["id"] for row in listed]
+
+
+async def expire(desk: Desk, crew: Crew) -> None:
+    desk.make_due("deadlines")
+    await crew.poller.expire()
 
 
 @contextmanager

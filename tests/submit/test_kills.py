@@ -10,7 +10,7 @@ import asyncio
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ from tests.support.deployment import environment
 from tests.support.files import Files, status
 from tests.support.kills import Death, Kills, Run, kills_in
 from tests.support.processes import BIN, Processes, eventually, eventually_async
-from tests.support.sandbox import Desk, Sandbox, desk_of
+from tests.support.sandbox import Desk, Sandbox
 from tests.support.submissions import (
     FACE,
     VOICE,
@@ -35,8 +35,8 @@ from tests.support.submissions import (
     crew_of,
     faulty,
     order,
+    resolve,
     start_worker,
-    web_of,
     worker_process,
 )
 from tests.support.web import Web
@@ -45,12 +45,6 @@ from tests.support.web import Web
 MANY: Final = 80
 
 AT_ONCE: Final = "seconds:0"
-
-
-@pytest.fixture(scope="module")
-def callsheet(one_sandbox: Sandbox, valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with web_of(tmp_path_factory.mktemp("web"), valkey, one_sandbox.accounts()) as web:
-        yield web
 
 
 @pytest.fixture
@@ -63,17 +57,9 @@ def settings(callsheet: Web, sandbox: Sandbox, files: Files, redis_url: str) -> 
     return replace(callsheet.settings, accounts=accounts, public_url=files.url)
 
 
-@pytest.fixture
-def desk(settings: Settings) -> Iterator[Desk]:
-    with desk_of(settings) as made:
-        yield made
-
-
-@pytest.fixture
-async def crew(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Crew]:
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.upload.READY_EVERY", 0.01)
-    async with crew_of(desk) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +157,7 @@ class Case:
 
     def resend(self) -> None:
         """The operator has found that the vendor has not taken it."""
-        answer = self.web.api.post(f"/v1/jobs/{self.job_id}/resolve", json={"action": "resend"})
-        assert answer.status_code == 200, answer.text
+        resolve(self.web, self.job_id, action="resend")
 
     def check_it_is_not_forgotten(self) -> None:
         """Somebody will look at it again, by himself or because he was asked to."""
