@@ -13,13 +13,8 @@ import pytest
 
 from service.model import Cost, Observation, Output, Source, Status, Submission, new_id
 from service.vendors import VENDORS
+from tests.support.api import AUDIO, IMAGE, VIDEO, bad_fields, problem
 from tests.support.web import Web
-from tests.test_api import bad_fields, problem
-
-VIDEO: Final = {"video_url": "https://example.com/video.mp4"}
-IMAGE: Final = {"image_url": "https://example.com/person.png"}
-AUDIO: Final = {"audio_url": "https://example.com/voice.mp3"}
-FACE: Final = {"session_id": "session_abc123", "face_id": "face_001"}
 
 FILM: Final = (Output(url="https://cdn.example.com/film.mp4"),)
 QUEUED: Final = Observation(source=Source.SUBMIT, status=Status.QUEUED, vendor_job_id="v-1")

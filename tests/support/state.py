@@ -27,6 +27,12 @@ def keys(redis: Redis) -> list[bytes]:
     return sorted(key for key in redis.scan_iter(count=1000) if not _BESIDE.fullmatch(key))
 
 
+def holding(redis: Redis, words: str) -> set[str]:
+    """The keys, of all that there are, in whose names or contents the words are."""
+    found = {key: _READERS[cast("bytes", redis.type(key))](redis, key) for key in redis.scan_iter(count=1000)}
+    return {key.decode() for key, held in found.items() if words in f"{key!r} {held!r}"}
+
+
 def snapshot(redis: Redis) -> dict[str, Any]:
     """Key → what it holds. Keys that go away meanwhile are not there."""
     types = {key: cast("bytes", redis.type(key)) for key in keys(redis)}
