@@ -58,7 +58,7 @@ def test_without_advisories_all_is_well(
     assert "known vulnerabilities: 0, as OSV knew them 0 days ago" in capsys.readouterr().out
     [request] = files.requests("/v1/querybatch")
     package = {"ecosystem": "PyPI", "name": "a-package"}
-    assert json.loads(request.body)["queries"][0] == {"package": package, "version": "1.0"}
+    assert request.json["queries"][0] == {"package": package, "version": "1.0"}
 
 
 def test_an_advisory_is_named_and_an_error_also_when_osv_is_gone(

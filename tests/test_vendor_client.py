@@ -110,7 +110,7 @@ async def test_a_list_call_has_its_page(client: VendorClient, files: Files) -> N
     page = (await client.list_page("chanjing", 2)).reading
     assert page == ListPage(observations=(), more=False)
     (request,) = files.requests("/chanjing/open/v1/video_lip_sync/list")
-    assert (request.method, json.loads(request.body)) == ("POST", {"page": 3, "page_size": 100})
+    assert (request.method, request.json) == ("POST", {"page": 3, "page_size": 100})
 
 
 @pytest.mark.parametrize("vendor_job_id", ["../../secrets", "a/b?c=d#e", "42\r\nX: y", "ü 三", "%2e%2e"])
@@ -432,7 +432,7 @@ async def test_a_token_is_asked_for_without_authentication_and_kept_until_shortl
         await client.status("chanjing", "42")
         left = await deployment.redis.ttl(deployment.store.key("token", "chanjing"))
     (request,) = files.requests(TOKEN)
-    assert json.loads(request.body) == {"app_id": "app", "secret_key": "secret"}
+    assert request.json == {"app_id": "app", "secret_key": "secret"}
     assert "access_token" not in request.headers
     assert 600 < left <= 700
 

@@ -333,5 +333,5 @@ async def test_an_error_that_names_the_first_step_is_followed_up_by_asking(
     assert crew.queued() == [job_id]
     await crew.send(job_id)
     assert (desk.job(job_id).status, desk.job(job_id).vendor_job_id) == (Status.QUEUED, "second")
-    asked = [json.loads(sent.body)["model"] for sent in files.requests(PATHS["apimodels"]) if sent.body]
+    asked = [sent.json["model"] for sent in files.requests(PATHS["apimodels"]) if sent.body]
     assert asked == [IDENTIFY, LIP_SYNC]

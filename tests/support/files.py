@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import selectors
 import socket
 import struct
@@ -36,6 +37,10 @@ class Request:
     @property
     def path(self) -> str:
         return self.target.partition("?")[0]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
 
 
 class Wire:
@@ -87,14 +92,17 @@ class _Route:
 
 
 class Files:
-    """A running server. A path answers with what it was given for it, in order; the last answer repeats."""
+    """A running server. A path answers with what it was given for it, in order; the last answer repeats.
 
-    def __init__(self) -> None:
+    Paths that were given nothing answer with 404, or `otherwise`.
+    """
+
+    def __init__(self, otherwise: Answer | None = None) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.connections = 0  #: accepted since the start
-        self._routes: defaultdict[str, _Route] = defaultdict(lambda: _Route([status(404)]))
+        self._routes: defaultdict[str, _Route] = defaultdict(lambda: _Route([otherwise or status(404)]))
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._open: set[socket.socket] = set()

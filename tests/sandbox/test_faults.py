@@ -1,5 +1,4 @@
 """The sandbox's faults: each word does what the manual says, for every vendor that it means anything to."""
-# ruff: noqa: F401, F811  (fixtures come by name from test_sandbox.py)
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ import httpx
 import pytest
 
 from sandbox.faults import WORDS
-from tests.support.processes import eventually
-from tests.test_sandbox import (
+from tests.support.customers import (
     APIMODELS,
     BEARER,
     BODIES,
@@ -25,18 +23,14 @@ from tests.test_sandbox import (
     KITTA,
     LIPSYNC,
     PATHS,
-    SECONDS,
     SPEED,
     TOKEN,
     TTS,
     VIDEO,
     Receiver,
-    api,
     ask,
     assert_refused,
-    base,
     body_of,
-    connected,
     entry,
     finished,
     headers,
@@ -44,11 +38,12 @@ from tests.test_sandbox import (
     kinds,
     link,
     order,
-    receiver,
     settled,
     submit,
     word,
 )
+from tests.support.processes import eventually
+from tests.support.sandbox import SECONDS
 
 # -- faults of callbacks --------------------------------------------------------------------------------
 
