@@ -18,6 +18,7 @@ from tests.support.sandbox import Desk, Sandbox, desk_of, sandbox_process
 from tests.support.servers import S3, s3_server, valkey_server
 from tests.support.submissions import Crew, crew_of
 from tests.support.web import CREDENTIALS, Web, web_process
+from tests.support.workers import Workers
 
 network.guard()
 
@@ -92,6 +93,13 @@ def desk(settings: Settings) -> Iterator[Desk]:
 async def crew(desk: Desk) -> AsyncIterator[Crew]:
     async with crew_of(desk) as made:
         yield made
+
+
+@pytest.fixture
+def workers(processes: Processes, settings: Settings) -> Iterator[Workers]:
+    made = Workers(processes, settings)
+    yield made
+    made.kill()
 
 
 # -- the product's own processes, one for a file of tests ------------------------------------------

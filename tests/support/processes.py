@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import itertools
+import json
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -128,6 +129,11 @@ class Process:
     def output(self) -> str:
         """Everything that it has written so far."""
         return self.log.read_text(errors="replace")
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        """The whole lines of JSON that it has logged under this name so far."""
+        lines = (json.loads(line) for line in self.output().split("\n")[:-1] if line.startswith("{"))
+        return [line for line in lines if line["event"] == event]
 
     def wait_until(self, condition: Callable[[], T | None], what: str = "the condition", *, timeout: float = 30.0) -> T:
         """`eventually`, which gives up at once when the process has ended, and shows its log when it fails."""

@@ -112,8 +112,7 @@ class Web:
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         """The lines that it has logged under this name so far."""
-        lines = (json.loads(line) for line in self.process.output().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == event]
+        return self.process.lines(event)
 
 
 def _bearer(key: str) -> dict[str, str]:
