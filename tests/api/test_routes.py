@@ -165,17 +165,6 @@ def test_health_and_readiness_need_no_key(web: Web) -> None:
     assert web.http.get("/readyz").json() == {"status": "ready"}
 
 
-def test_it_is_alive_and_not_ready_while_redis_is_away(tmp_path: Path) -> None:
-    with valkey_server(tmp_path) as valkey, web_process(tmp_path, {"REDIS_URL": valkey.url}) as web:
-        assert web.http.get("/readyz").status_code == 200
-        valkey.process.kill()
-        answer = web.http.get("/readyz")
-        assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (503, True)
-        assert web.http.get("/healthz").status_code == 200
-        with valkey_server(tmp_path, port=valkey.port):
-            web.process.wait_until(lambda: web.http.get("/readyz").status_code == 200, "readiness")
-
-
 def test_it_starts_without_redis_and_is_ready_when_redis_comes(tmp_path: Path) -> None:
     port = free_port()
     with web_process(tmp_path, {"REDIS_URL": f"redis://127.0.0.1:{port}/0"}) as web:
