@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from service.jobs.endpoints import MAX_ENDPOINTS, TEST
 from service.model import OUTCOMES, Attempt
 from tests.support.deployment import accounts, environment
 from tests.support.processes import BIN, Processes, eventually
-from tests.support.processes import environment as process_environment
+from tests.support.terminal import run
 from tests.support.web import API_KEY, CREDENTIALS, Web, web_process
 
 URL: Final = "https://shop.example/hooks"
@@ -179,8 +178,7 @@ def test_the_terminal_does_it_all(web: Web, processes: Processes, tmp_path: Path
     env = {"CALLSHEET_URL": web.url, "CALLSHEET_API_KEY": API_KEY}
 
     def callsheet(*words: str, code: int = 0) -> str:
-        command = [str(BIN / "callsheet"), *words]
-        found = subprocess.run(command, env=process_environment(env), capture_output=True, text=True, check=False)
+        found = run(*words, env=env)
         assert found.returncode == code, found.stderr
         return found.stdout + found.stderr
 

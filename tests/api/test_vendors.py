@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +15,7 @@ from service.model import Limit
 from service.settings import Account
 from service.vendors import VENDORS
 from tests.support.deployment import API_KEY, accounts, settings
-from tests.support.processes import ROOT, environment
+from tests.support.terminal import run
 from tests.support.web import API_KEY as WEB_KEY
 from tests.support.web import Web, web_process
 
@@ -107,10 +105,7 @@ def web(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 
 def callsheet(web: Web, *arguments: str) -> str:
     """What a command prints."""
-    command = [sys.executable, "-c", "from service.cli import main; main()", "--url", web.url, "--api-key", WEB_KEY]
-    answer = subprocess.run(
-        [*command, *arguments], env=environment(), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    answer = run("--url", web.url, "--api-key", WEB_KEY, *arguments)
     assert answer.returncode == 0, answer.stderr
     assert "made-up-token" not in answer.stdout
     return answer.stdout
