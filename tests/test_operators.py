@@ -93,7 +93,7 @@ def test_whoever_is_shown_a_shared_url_is_noted(web: Web) -> None:
         pressed = browser.post(f"/jobs/{GONE}/refresh", data={"csrf": csrf[1]})
         assert pressed.status_code == 404
     folder = web.process.log.parent
-    env = environment(environment_of(int(web.url.rpartition(":")[2]), folder, {"REDIS_URL": web.settings.redis_url}))
+    env = environment(environment_of(web.port, folder, {"REDIS_URL": web.settings.redis_url}))
     command: list[str | Path] = [BIN / "callsheet", "callback-url", "kitta"]
     told = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == web.shared_url("kitta")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,47 +13,14 @@ import httpx
 import pytest
 
 from tests.support.files import Files, large, redirect, whole
+from tests.support.servers import Listener, listening_port
 from workers import outbound
-
-
-class Listener:
-    """A loopback port of both families, on which every connection is counted and closed."""
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.first_bytes = b""
-        self._sockets = [socket.create_server(("127.0.0.1", 0))]
-        self.port: int = self._sockets[0].getsockname()[1]
-        if socket.has_ipv6:
-            self._sockets.append(socket.create_server(("::1", self.port), family=socket.AF_INET6))
-        self._threads = [threading.Thread(target=self._count, args=(each,)) for each in self._sockets]
-        for thread in self._threads:
-            thread.start()
-
-    def _count(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                self.connections += 1
-                connection.settimeout(5)
-                self.first_bytes = connection.recv(4096)
-
-    def close(self) -> None:
-        for listener in self._sockets:
-            listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
-        for thread in self._threads:
-            thread.join()
 
 
 @pytest.fixture
 def listener() -> Iterator[Listener]:
-    made = Listener()
-    yield made
-    made.close()
+    with listening_port() as made:
+        yield made
 
 
 @pytest.fixture

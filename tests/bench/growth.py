@@ -86,7 +86,7 @@ def _used(store: Store) -> float:
 def _callback(store: Store) -> float:
     news = [callback.request() for callback in tracked(store.web.settings, _CALLBACKS)]
     before = _used(store)
-    load.closed(_port(store), news, 64)
+    load.closed(store.web.port, news, 64)
     return (_used(store) - before) / _CALLBACKS * 1e6
 
 
@@ -95,7 +95,7 @@ def _page(store: Store) -> float:
         f"GET /v1/jobs?limit=50 HTTP/1.1\r\nHost: x\r\nAuthorization: {store.web.api.headers['authorization']}\r\n\r\n"
     )
     before = _used(store)
-    load.closed(_port(store), [page.encode()] * _PAGES, 4)
+    load.closed(store.web.port, [page.encode()] * _PAGES, 4)
     return (_used(store) - before) / _PAGES * 1e6
 
 
@@ -124,7 +124,3 @@ def _start(store: Store) -> float:
     folder.mkdir(exist_ok=True)
     with web_process(folder, {"REDIS_URL": store.web.settings.redis_url, **CREDENTIALS}) as web:
         return (cpu_seconds(web.process.pid) + cpu_seconds(store.valkey_pid) - before) * 1e3
-
-
-def _port(store: Store) -> int:
-    return int(store.web.url.rpartition(":")[2])

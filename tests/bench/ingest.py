@@ -68,7 +68,7 @@ def stand(folder: Path, others: Sequence[Peer], appendfsync: str = "everysec") -
     with contextlib.ExitStack() as stack:
         valkey = stack.enter_context(valkey_server(folder, config={"appendfsync": appendfsync}))
         web = stack.enter_context(web_process(folder, {"REDIS_URL": valkey.url, **CREDENTIALS}))
-        subjects = {OURS: Subject(web.process.pid, int(web.url.rpartition(":")[2]))}
+        subjects = {OURS: Subject(web.process.pid, web.port)}
         for peer in others:
             port = free_port()
             words = [*peer.command, "--port", str(port), "--redis-url", valkey.url]

@@ -101,7 +101,7 @@ def _over_http(stage: Stage, web: Web, result: Result) -> None:
     answers: dict[tuple[object, ...], int] = {}
     for _, (vendor, token) in zip(range(wanted), forgeries(chance, tokens), strict=False):
         path = f"/callbacks/{_quoted(vendor)}/{_quoted(token)}"
-        answer = ask(_port(web), request("POST", path, body=b'{"status": "failed"}'))
+        answer = ask(web.port, request("POST", path, body=b'{"status": "failed"}'))
         headers = {name: value for name, value in answer.headers.items() if name != "date"} if answer else {}
         told = (answer.status, tuple(headers.items()), answer.body) if answer else (None,)
         answers[told] = answers.get(told, 0) + 1
@@ -117,7 +117,7 @@ def _quoted(text: str) -> str:
 
 def _unread(web: Web, result: Result) -> None:
     """Heads that announce a body which never comes: who waits for it gives no answer."""
-    with Wire(_port(web)) as wire:
+    with Wire(web.port) as wire:
         wire.send(request("POST", "/callbacks/kitta/forged", "content-length: 1000000"))
         began = time.monotonic()
         answer = wire.answer(5)
@@ -156,7 +156,7 @@ def _timing(stage: Stage, web: Web, result: Result) -> None:
     chance, rounds = random.Random(SEED), stage.of(3000, 150)
     stage.say(f"the times of {rounds * len(targets)} refusals")
     times: dict[str, list[float]] = {name: [] for name in targets}
-    with Wire(_port(web)) as wire:
+    with Wire(web.port) as wire:
         for number in range(rounds + 50):
             for name in chance.sample(list(targets), len(targets)):
                 began = time.perf_counter()
@@ -177,7 +177,3 @@ def _timing(stage: Stage, web: Web, result: Result) -> None:
         # Far beyond what noise has ever been, and far below what a comparison byte by byte would need to show.
         fine = abs(difference) < max(stage.of(0.15, 0.5) * middle, 10) or name in ("long", "empty")
         result.note(f"{name}: {difference:+.1f} µs ({share:.1%}, p {p:.2f})", fine=fine)
-
-
-def _port(web: Web) -> int:
-    return int(web.url.rpartition(":")[2])

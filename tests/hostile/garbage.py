@@ -40,7 +40,7 @@ class Target:
 
     def __init__(self, web: Web) -> None:
         self.web = web
-        self.port = int(web.url.rpartition(":")[2])
+        self.port = web.port
         self.jobs = {slug: web.track(slug, vendor_job_id=f"job-of-{slug}") for slug in VENDORS}
         self.bystanders = [web.track(slug, vendor_job_id=f"{slug}-{number}") for slug in VENDORS for number in range(5)]
         self.statuses: Counter[int | None] = Counter()

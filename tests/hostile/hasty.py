@@ -35,10 +35,6 @@ def start(folder: Path, env: Mapping[str, str]) -> Process:
     return Process(command("service.server", DEADLINES, *options), log=folder / "web.log", env=env)
 
 
-def port_of(web: Web) -> int:
-    return urlsplit(web.url).port or 0
-
-
 def callback(web: Web) -> tuple[str, bytes]:
     """The path of a job's callback URL, and a body that it takes."""
     job = web.track("apimodels", vendor_job_id="task-1")

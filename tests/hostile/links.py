@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from service.vendors import catalogue
@@ -16,7 +13,7 @@ from service.vendors.catalogue import Misfit
 from tests.support.deployment import environment, settings
 from tests.support.processes import Process
 from tests.support.sandbox import Desk, desk_of
-from tests.support.servers import valkey_server
+from tests.support.servers import Listener, listening_port, valkey_server
 from tests.support.submissions import order
 
 from . import watch
@@ -27,51 +24,12 @@ from .targets import PUBLIC, PUBLIC_TOO, TARGETS
 _SPOKEN: Final = {"text": "你好", "voice": "a-voice"}
 
 
-class Listener:
-    """One port of both families, at which every connection is counted and closed."""
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self._sockets = [socket.create_server(("127.0.0.1", 0))]
-        self.port: int = self._sockets[0].getsockname()[1]
-        if socket.has_ipv6:
-            self._sockets.append(socket.create_server(("::1", self.port), family=socket.AF_INET6))
-        self._threads = [threading.Thread(target=self._count, args=(each,)) for each in self._sockets]
-        for thread in self._threads:
-            thread.start()
-
-    def _count(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            connection.close()
-            self.connections += 1
-
-    def close(self) -> None:
-        for listener in self._sockets:
-            listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
-        for thread in self._threads:
-            thread.join()
-
-
-@contextmanager
-def listener() -> Iterator[Listener]:
-    made = Listener()
-    try:
-        yield made
-    finally:
-        made.close()
-
-
 def run(stage: Stage) -> Result:
     result = Result()
     with (
         tempfile.TemporaryDirectory(prefix="hostile-") as short,  # the path of a Unix socket may have 100 characters
         valkey_server(stage.folder, config={"unixsocket": f"{short}/redis"}),
-        listener() as heard,
+        listening_port() as heard,
     ):
         # By a Unix socket, so that no connection of the worker's own is an honest one.
         made = settings(f"unix://{short}/redis", allow_private_networks=False)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -142,3 +144,43 @@ def s3_server(folder: Path) -> Iterator[S3]:
             lambda: re.search(r"Starting s3 server on \[(http://127\.0\.0\.1:\d+)/\]", process.output()), "its address"
         )
         yield S3(endpoint=started[1], key=key, secret=secret, bucket=bucket, region="us-east-1", folder=objects)
+
+
+class Listener:
+    """A loopback port of both families, on which every connection is counted and closed."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.first_bytes = b""
+        self._sockets = [socket.create_server(("127.0.0.1", 0))]
+        self.port: int = self._sockets[0].getsockname()[1]
+        if socket.has_ipv6:
+            self._sockets.append(socket.create_server(("::1", self.port), family=socket.AF_INET6))
+        self._threads = [threading.Thread(target=self._count, args=(each,)) for each in self._sockets]
+        for thread in self._threads:
+            thread.start()
+
+    def _count(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                self.connections += 1
+                connection.settimeout(5)
+                self.first_bytes = connection.recv(4096)
+
+    def close(self) -> None:
+        for listener in self._sockets:
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        for thread in self._threads:
+            thread.join()
+
+
+@contextlib.contextmanager
+def listening_port() -> Iterator[Listener]:
+    """A `Listener` for the length of a block."""
+    with contextlib.closing(Listener()) as made:
+        yield made

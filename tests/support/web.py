@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Unpack, cast
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -41,6 +42,7 @@ class Web:
         self.process = process
         self.settings = load(VENDORS.values(), env)
         self.url = self.settings.public_url
+        self.port = urlsplit(self.url).port or 0
         self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)  #: without an API key
         self.api = httpx.Client(base_url=self.url, timeout=30, trust_env=False, headers=_bearer(API_KEY))
         self.redis = connect_sync(self.settings)

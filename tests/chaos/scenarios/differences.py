@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.chaos.cast import Cast, NotPlayed, Scenario
-from tests.chaos.orders import CALLBACKS, orders
-from tests.chaos.scenarios.kills import CLEAN, FAULTY, both
+from tests.chaos.scenarios.kills import both
 from tests.chaos.stage import Plan
 from tests.support.processes import ROOT
 
@@ -33,7 +32,7 @@ def clocks(cast: Cast) -> None:
 
 def versions(cast: Cast) -> None:
     """Old code writes, old and new work side by side, and new code goes on alone."""
-    stage, chance = cast.stage, cast.stage.chance
+    stage = cast.stage
     old = _checkout(OLDEST, stage.folder / "old")
     stage.kill_all()
     stage.sources = dict.fromkeys(stage.names, old)
@@ -45,8 +44,7 @@ def versions(cast: Cast) -> None:
         stage.restart(name, signal.SIGTERM)
         stage.wait_for_web()
         cast.wait(cast.seconds(3, 1))
-    for group, callbacks in ((CLEAN, None), (FAULTY, CALLBACKS)):
-        stage.crowd.send(orders(cast.jobs // 4, chance, group=group, callbacks=callbacks), rate=20)
+    both(cast, rate=40, share=0.5)
     cast.wait(cast.seconds(5, 1))
     for name in list(stage.sources):
         del stage.sources[name]

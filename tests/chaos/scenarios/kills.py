@@ -14,11 +14,11 @@ CLEAN: Final = "callbacks fine"
 FAULTY: Final = "callbacks gone wrong"
 
 
-def both(cast: Cast, *, rate: float) -> None:
+def both(cast: Cast, *, rate: float, share: float = 1.0) -> None:
     """Half of the jobs with callbacks as they should be, half with what goes wrong; `rate` a second."""
-    chance, seconds = cast.stage.chance, (0.2, cast.seconds(2.0, 0.5))
+    chance, seconds, half = cast.stage.chance, (0.2, cast.seconds(2.0, 0.5)), int(cast.jobs * share / 2)
     for group, callbacks in ((CLEAN, None), (FAULTY, CALLBACKS)):
-        some = orders(cast.jobs // 2, chance, group=group, callbacks=callbacks, seconds=seconds)
+        some = orders(half, chance, group=group, callbacks=callbacks, seconds=seconds)
         cast.stage.crowd.send(some, rate=rate / 2)
 
 

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import pytest
 
-from tests.hostile.hasty import AUTHORIZED, LONG, callback, head, port_of, start
+from tests.hostile.hasty import AUTHORIZED, LONG, callback, head
 from tests.hostile.measure import resident
 from tests.hostile.wire import Wire, ask, request
-from tests.support.web import CREDENTIALS, Web, web_process
-
-
-@pytest.fixture(scope="module")
-def running(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with web_process(tmp_path_factory.mktemp("limits"), {"REDIS_URL": valkey, **CREDENTIALS}, start) as web:
-        yield web
-
-
-@pytest.fixture
-def port(web: Web) -> int:
-    return port_of(web)
-
+from tests.support.web import Web
 
 LONG_HEADS: Final = {
     "a long header": lambda size: b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: " + b"a" * size,
@@ -68,7 +56,7 @@ def test_what_is_sent_beside_a_body_takes_no_memory(web: Web, noise: bytes) -> N
     path, _ = callback(web)
     before = resident(web.process.pid)
     for target in (path, "/callbacks/apimodels/forged", "/v1/jobs"):
-        with Wire(port_of(web)) as wire:
+        with Wire(web.port) as wire:
             last = b"0\r\n" if noise.startswith(b"x") else b""
             wire.send(request("POST", target, AUTHORIZED, "transfer-encoding: chunked") + last)
             sent = sum(wire.send(noise, timeout=1) for _ in range(200) if not wire.refused)
@@ -81,7 +69,7 @@ def test_trailers_are_not_headers(web: Web) -> None:
     body = b'{"vendor": "kitta"}'
     chunk = b"%x\r\n%b\r\n0\r\n" % (len(body), body)
     trailer = f"{AUTHORIZED}\r\nidempotency-key: a\r\n\r\n".encode()
-    answer = ask(port_of(web), request("POST", "/v1/jobs", "transfer-encoding: chunked") + chunk + trailer)
+    answer = ask(web.port, request("POST", "/v1/jobs", "transfer-encoding: chunked") + chunk + trailer)
     assert answer
     assert answer.status == 401
 
@@ -89,7 +77,7 @@ def test_trailers_are_not_headers(web: Web) -> None:
 def test_who_is_answered_already_is_not_listened_to_for_long(web: Web) -> None:
     path, _ = callback(web)
     for target, status in ((f"{path}forged", 404), (path, 413)):
-        with Wire(port_of(web)) as wire:
+        with Wire(web.port) as wire:
             wire.send(head(target, 2**30))
             block = b" " * 2**20
             sent = sum(wire.send(block, timeout=5) for _ in range(1024) if not wire.refused)
@@ -109,7 +97,7 @@ def test_requests_in_a_row_are_answered_in_order_up_to_a_number(port: int) -> No
 
 def test_thousands_of_requests_in_a_row_take_no_memory(web: Web) -> None:
     before = resident(web.process.pid)
-    wires = [Wire(port_of(web), receive_buffer=4096) for _ in range(20)]
+    wires = [Wire(web.port, receive_buffer=4096) for _ in range(20)]
     for wire in wires:
         wire.send(b"GET /healthz HTTP/1.1\r\n\r\n" * 10_000, timeout=0.2)
     assert web.http.get("/healthz").status_code == 200

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -19,24 +19,13 @@ import httpx
 import pytest
 from uvicorn.config import STARTUP_FAILURE
 
-from tests.hostile.hasty import AUTHORIZED, DEADLINES, LIVE, LONG, callback, drip, head, port_of, start
+from tests.hostile.hasty import AUTHORIZED, DEADLINES, LIVE, LONG, callback, drip, head, start
 from tests.hostile.launcher import command
 from tests.hostile.wire import Wire, request
 from tests.support.processes import Process, eventually, free_port, listening
 from tests.support.web import CREDENTIALS, Web, environment_of, start_web, web_process
 
 LENGTH: Final = 16 * 2**20
-
-
-@pytest.fixture(scope="module")
-def running(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with web_process(tmp_path_factory.mktemp("server"), {"REDIS_URL": valkey, **CREDENTIALS}, start) as web:
-        yield web
-
-
-@pytest.fixture
-def port(web: Web) -> int:
-    return port_of(web)
 
 
 # -- who does not get on ----------------------------------------------------------------------------------
@@ -86,7 +75,7 @@ def test_line_ends_after_a_request_keep_no_connection(port: int) -> None:
 @pytest.mark.parametrize("every", [0.05, None], ids=["drips", "stops"])
 def test_a_body_that_is_too_slow_is_cut_off_and_nothing(web: Web, every: float | None) -> None:
     path, body = callback(web)
-    with Wire(port_of(web)) as wire:
+    with Wire(web.port) as wire:
         wire.send(head(path, len(body)) + body[:5])
         if every is not None:
             assert drip(wire, b" ", every) < LONG
@@ -101,7 +90,7 @@ def test_a_body_that_is_too_slow_is_cut_off_and_nothing(web: Web, every: float |
 
 def test_a_body_that_is_fast_enough_and_too_long_is_cut_off(web: Web) -> None:
     path, _ = callback(web)
-    with Wire(port_of(web)) as wire:
+    with Wire(web.port) as wire:
         wire.send(head(path, 10**8))
         seconds = drip(wire, b" " * 1000, 0.1)
         assert 3 < seconds < LONG
@@ -113,7 +102,7 @@ def test_a_body_that_is_fast_enough_and_too_long_is_cut_off(web: Web) -> None:
 @pytest.mark.parametrize("connection", ["keep-alive", "close"])
 def test_who_does_not_read_his_answer_is_cut_off(web: Web, connection: str) -> None:
     """Also where the connection is to be closed: that waits for what it still has to send."""
-    with Wire(port_of(web), receive_buffer=4096) as wire:
+    with Wire(web.port, receive_buffer=4096) as wire:
         wire.send(request("GET", long_answer(web), AUTHORIZED, f"connection: {connection}"))
         assert wire.reset(LONG)
     assert web.http.get("/healthz").status_code == 200
@@ -142,7 +131,7 @@ def test_a_connection_is_used_again(port: int) -> None:
 def test_an_upload_that_is_just_fast_enough_is_taken(web: Web) -> None:
     path, body = callback(web)
     length, first = 7000, 3500  # what is ahead is the time that this machine may have something else to do
-    with Wire(port_of(web)) as wire:
+    with Wire(web.port) as wire:
         wire.send(head(path, length) + body.ljust(first))
         began, sent = time.monotonic(), first
         while sent < length:
@@ -157,7 +146,7 @@ def test_an_upload_that_is_just_fast_enough_is_taken(web: Web) -> None:
 
 def test_a_reader_who_is_only_slow_gets_his_whole_answer(web: Web) -> None:
     """Buffers on the way are so large that for a while none of it seems to be taken."""
-    with Wire(port_of(web), receive_buffer=2**18) as wire:
+    with Wire(web.port, receive_buffer=2**18) as wire:
         wire.send(request("GET", long_answer(web), AUTHORIZED))
         wire.read_slowly(500_000, 2.5 * DEADLINES["service.server.STALLED_SECONDS"])
         answer = wire.answer(LONG)
@@ -169,14 +158,14 @@ def test_a_reader_who_is_only_slow_gets_his_whole_answer(web: Web) -> None:
 
 
 def begin_stalled(web: Web) -> Wire:
-    wire = Wire(port_of(web), receive_buffer=4096)
+    wire = Wire(web.port, receive_buffer=4096)
     wire.send(request("GET", long_answer(web), AUTHORIZED))
     wire.listen(LONG)
     return wire
 
 
 def begin(web: Web, raw: bytes) -> Wire:
-    wire = Wire(port_of(web))
+    wire = Wire(web.port)
     wire.send(raw)
     return wire
 
@@ -205,11 +194,11 @@ def test_nobody_keeps_the_process_from_stopping(redis_url: str, tmp_path: Path, 
 def test_a_callback_that_is_on_its_way_when_the_process_stops_is_taken(redis_url: str, tmp_path: Path) -> None:
     with web_process(tmp_path, {"REDIS_URL": redis_url, **CREDENTIALS}, start) as web:
         path, body = callback(web)
-        with Wire(port_of(web)) as wire:
+        with Wire(web.port) as wire:
             wire.send(head(path, len(body)) + body[:10])
             assert web.http.get("/healthz").status_code == 200
             web.process.send(signal.SIGTERM)
-            web.process.wait_until(lambda: not listening(port_of(web)), "no more connections")
+            web.process.wait_until(lambda: not listening(web.port), "no more connections")
             wire.send(body[10:])
             answer = wire.answer(LONG)
             assert answer
@@ -226,11 +215,11 @@ def start_patient(folder: Path, env: Mapping[str, str]) -> Process:
 
 def test_a_request_that_was_on_its_way_to_an_idle_connection_is_answered(redis_url: str, tmp_path: Path) -> None:
     with web_process(tmp_path, {"REDIS_URL": redis_url, **CREDENTIALS}, start_patient) as web:
-        with Wire(port_of(web)) as fresh, Wire(port_of(web)) as kept, Wire(port_of(web)) as silent:
+        with Wire(web.port) as fresh, Wire(web.port) as kept, Wire(web.port) as silent:
             kept.send(LIVE)
             assert kept.answer(LONG)
             web.process.send(signal.SIGTERM)
-            web.process.wait_until(lambda: not listening(port_of(web)), "no more connections")
+            web.process.wait_until(lambda: not listening(web.port), "no more connections")
             for wire in (fresh, kept):
                 wire.send(LIVE)
                 answer = wire.answer(LONG)
@@ -261,11 +250,11 @@ def test_processes_that_share_the_port_are_replaced_and_end_together(redis_url: 
         second = eventually(lambda: found if len(found := children(web) - first) == 1 else None, "another in its place")
         path, body = callback(web)
         assert web.callback(path, body).json() == {"received": True}
-        with Wire(port_of(web)) as wire:  # one that none of them has to wait for
+        with Wire(web.port) as wire:  # one that none of them has to wait for
             wire.send(LIVE[:-2])
             web.process.send(signal.SIGTERM)
             assert web.process.wait(timeout=15) == 0
-        assert not listening(port_of(web))
+        assert not listening(web.port)
         assert not any(Path(f"/proc/{pid}").exists() for pid in first | second)
         assert "Traceback" not in web.process.output()
 
