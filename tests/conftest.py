@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from service.deployment import Deployment, opened
+from service.jobs.store import Store
 from service.settings import Settings
 from tests.support import deployment as deployments
 from tests.support import network
@@ -81,6 +83,17 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 def settings(redis_url: str) -> Settings:
     """Those of a deployment on an empty Valkey, whose vendors nobody answers for."""
     return deployments.settings(redis_url)
+
+
+@pytest.fixture
+async def deployment(settings: Settings) -> AsyncIterator[Deployment]:
+    async with opened(settings) as made:
+        yield made
+
+
+@pytest.fixture
+def store(deployment: Deployment) -> Store:
+    return deployment.store
 
 
 @pytest.fixture

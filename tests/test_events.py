@@ -6,7 +6,7 @@ import asyncio
 import json
 import resource
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -17,9 +17,8 @@ import pytest
 from service.api import events
 from service.api.events import Feed
 from service.cli.events import told
-from service.deployment import Deployment, opened
+from service.deployment import Deployment
 from service.jobs.stream import position
-from tests.support import deployment as deployments
 from tests.support.files import Files, status, whole
 from tests.support.processes import BIN, Processes, eventually_async
 from tests.support.web import API_KEY, CREDENTIALS, Web, web_process
@@ -220,12 +219,6 @@ def test_the_terminal_goes_on_whatever_comes_between(files: Files, processes: Pr
 
 
 # -- the feed itself ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def deployment(redis_url: str) -> AsyncIterator[Deployment]:
-    async with opened(deployments.settings(redis_url)) as made:
-        yield made
 
 
 @pytest.mark.parametrize("busy", [False, True])

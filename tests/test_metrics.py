@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -56,12 +56,6 @@ def total(samples: Mapping[str, float], name: str) -> float:
 
 
 # -- counting -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def deployment(redis_url: str) -> AsyncIterator[Deployment]:
-    async with opened(settings(redis_url)) as made:
-        yield made
 
 
 async def test_a_sending_whose_answer_was_lost_counts_once(deployment: Deployment) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +20,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import utcparse
 
-from service.deployment import Deployment, opened
+from service.deployment import Deployment
 from service.jobs import tasks
 from service.jobs.store import connect_sync
 from service.model import Archive, Observation, Output, Source, Status, new_id
@@ -33,12 +33,6 @@ LINK: Final = "https://cdn.example/one.mp4"
 
 #: What differs by the moment: the times of the two writers.
 TIMES: Final = (b"created_at", b"enqueued_at")
-
-
-@pytest.fixture
-async def deployment(redis_url: str) -> AsyncIterator[Deployment]:
-    async with opened(settings(redis_url)) as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Final
 
 import pytest
 
-from service.deployment import Deployment, opened
+from service.deployment import Deployment
 from service.jobs import rules
 from service.jobs.rules import Decision, Witness
 from service.model import VERDICTS, Observation, Source, Status, new_id
-from tests.support.deployment import settings
 
 #: `+` it is applied · `=` it is known already · `.` it is stale · `?` the vendor is asked.
 #: A row for the status that the job has, a column for the one that is observed.
@@ -87,12 +85,6 @@ def written_out() -> dict[Cell, Decision]:
 
 
 CELLS: Final = written_out()
-
-
-@pytest.fixture
-async def deployment(redis_url: str) -> AsyncIterator[Deployment]:
-    async with opened(settings(redis_url)) as made:
-        yield made
 
 
 def test_the_table_is_total() -> None:

@@ -13,28 +13,16 @@ from typing import Any, Final, cast
 import msgspec
 import pytest
 
-from service.deployment import Deployment, opened
+from service.deployment import Deployment
 from service.jobs.scripts import Line
 from service.jobs.store import Store
 from service.model import Archive, Job, Observation, Output, Problem, Source, Status, new_id
-from tests.support.deployment import settings
 from tests.support.processes import eventually_async
 
 OUTPUTS: Final = (Output(url="https://cdn.example/one.mp4"),)
 LEASE_MS: Final = 60_000
 #: When the ids of the jobs here begin, in ms.
 BEGIN: Final = 1_800_000_000_000
-
-
-@pytest.fixture
-async def deployment(redis_url: str) -> AsyncIterator[Deployment]:
-    async with opened(settings(redis_url)) as made:
-        yield made
-
-
-@pytest.fixture
-def store(deployment: Deployment) -> Store:
-    return deployment.store
 
 
 async def track(deployment: Deployment, number: int = 0, vendor: str = "kitta", **facts: Any) -> str:

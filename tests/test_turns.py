@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import datetime
 from pathlib import Path
@@ -30,12 +30,6 @@ from tests.support.submissions import crew_of, order, web_of, worker_process
 from workers.stopping import stopped
 
 SLUG: Final = "chanjing"
-
-
-@pytest.fixture
-async def store(settings: Settings) -> AsyncIterator[Store]:
-    async with opened(settings) as deployment:
-        yield deployment.store
 
 
 def limited(accounts: dict[str, Account], requests: int, seconds: float) -> dict[str, Account]:

@@ -67,9 +67,6 @@ def test_every_key_opens_the_api(web: Web, scheme: str, key: str) -> None:
     assert (answer.status_code, answer.json()) == (200, {"data": [], "next_cursor": None})
 
 
-# -- the callback URL is a secret -----------------------------------------------------------------------
-
-
 def test_nothing_but_the_answer_to_its_making_holds_a_jobs_token(web: Web) -> None:
     with web.redis.pubsub() as listener:  # type: ignore[no-untyped-call]
         listener.psubscribe("*")

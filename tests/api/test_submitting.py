@@ -267,8 +267,6 @@ def test_there_is_no_line_for_a_vendor_without_a_limit(web: Web) -> None:
     assert web.redis.keys(web.key("turns", "*")) == []
 
 
-# -- secrets --------------------------------------------------------------------------------------------
-
 SIGNED: Final = "X-Signature=presigned-secret-of-the-bucket"
 
 

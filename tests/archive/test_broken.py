@@ -34,8 +34,6 @@ from workers import download, outbound
 LIMIT = 2**20  #: bytes that an output may have, where a test is about that
 
 
-# -- what is not stored ---------------------------------------------------------------------------------
-
 BROKEN: dict[str, tuple[Answer, str]] = {
     "truncated": (cut(FILM, 1000), "broke off after"),
     "truncated late": (cut(LONG, 17 * 2**20), "broke off after"),
@@ -180,9 +178,6 @@ async def test_what_is_larger_than_allowed_is_not_stored(
 async def test_what_is_just_as_large_as_allowed_is_stored(desk: Desk, files: Files) -> None:
     job_id = desk.made(files.serve("/film.mp4", large(LIMIT)))
     assert await store(desk, job_id, max_output_bytes=LIMIT) == "apply"
-
-
-# -- slow -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("answer", [hang, stall(FILM, 0), stall(LONG, 17 * 2**20)], ids=["head", "body", "late"])

@@ -231,8 +231,6 @@ async def test_a_job_that_nobody_knows_is_nothing_to_do(desk: Desk) -> None:
     assert await store(desk, "job_" + "0" * 24) == "nothing to do"
 
 
-# -- constant memory ------------------------------------------------------------------------------------
-
 MEASURE = """
     import asyncio, resource, sys
     from service.deployment import configured, opened

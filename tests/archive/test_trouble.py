@@ -38,8 +38,6 @@ from tests.support.servers import S3
 from workers import held
 from workers.download import Download, Interrupted
 
-# -- the end of all attempts ----------------------------------------------------------------------------
-
 
 async def test_after_the_last_attempt_the_archive_has_failed_and_the_verdict_stands(desk: Desk, files: Files) -> None:
     job_id = desk.made(files.serve("/film.mp4", status(500)))
@@ -298,6 +296,3 @@ async def test_a_run_says_that_it_is_alive_for_as_long_as_it_is(
     gate.set()
     assert await run == "apply"
     assert due_in(desk, job_id) is None
-
-
-# -- helpers --------------------------------------------------------------------------------------------

@@ -18,8 +18,6 @@ from tests.support.servers import valkey_server
 from tests.support.vendors import ALL, Fixture, encoded
 from tests.support.web import Web, web_process
 
-# -- what vendors send ----------------------------------------------------------------------------------
-
 
 def samples(vendor: str) -> list[Fixture]:
     """Every callback that the vendor's fixtures have."""

@@ -225,9 +225,6 @@ def test_doctor_names_every_missing_setting_at_once() -> None:
     assert all(name in says for name in ("REDIS_URL", "STORAGE_URL", "PUBLIC_URL", "SECRET_KEYS", "API_KEYS"))
 
 
-# -- looking after jobs ---------------------------------------------------------------------------------
-
-
 def test_a_new_key_is_shown_once_with_the_entry_that_lets_it_in() -> None:
     made = json.loads(run("keys", "new", "bot", "--scope", "read", "--json").stdout)
     assert key_entry(made["entry"])[0] == "bot"

@@ -26,9 +26,6 @@ def test_watch_follows_a_job_to_its_end_and_tells_it_by_the_exit_code(shared: Up
     assert (again.returncode, again.stdout, "has ended already" in again.stderr) == (1, "", True)
 
 
-# -- submitting -----------------------------------------------------------------------------------------
-
-
 def test_submit_shows_what_happens_and_ends_when_the_file_is_at_home(shared: Up) -> None:
     submit = shared.run("submit", "kitta", *shared.media(), "duration_seconds:=7.5")
 
@@ -201,9 +198,6 @@ def test_costs_are_summed_up(up: Up) -> None:
     assert table[1].split()[-4:] == ["0", "-", "2,000", "-"]
     assert up.json("costs", "--until", "2000-01-01")["data"] == []
     assert up.json("costs", "--since", "2000-01-01")["data"] == up.json("costs")["data"]
-
-
-# -- looking after jobs ---------------------------------------------------------------------------------
 
 
 def test_export_writes_jobs_with_their_timelines(up: Up) -> None:

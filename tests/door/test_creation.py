@@ -11,8 +11,6 @@ from service.jobs.tracker import Recorded
 from service.model import Archive, Observation, Source, Status
 from tests.support.desk import ASK, MUTE, OTHER_VIDEO, SUCCESS, VENDOR, VIDEO, Desk, about, fact, ours, polled, told
 
-# -- a job comes to be ----------------------------------------------------------------------------------
-
 
 async def test_a_job_whose_vendor_id_is_unknown_is_pending_and_nobody_hears_of_it(desk: Desk) -> None:
     job_id = await desk.track(None, model="lip-sync-2", metadata={"order": 7})
@@ -134,9 +132,6 @@ async def test_a_creation_that_is_recorded_again_with_the_same_id_does_not_begin
     await desk.tell(job_id, seen, create=True)
     assert await desk.job(job_id) == before
     assert await desk.indexes(job_id) == ["callsheet:jobs:kitta:succeeded:waiting"]
-
-
-# -- what the caller expects ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

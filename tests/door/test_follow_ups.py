@@ -24,8 +24,6 @@ from tests.support.desk import (
     told,
 )
 
-# -- archive: what became of our copy -------------------------------------------------------------------
-
 #: A row for the archive that the job has, a column for the one that is observed. `+` applied, `=` known, `.` stale.
 ARCHIVE_TABLE: Final = """
              none  waiting  stored  failed
@@ -165,9 +163,6 @@ async def test_a_fresh_link_from_the_asked_vendor_replaces_one_that_is_still_nee
     assert await desk.tell(job_id, fact(source, Status.SUCCEEDED, outputs=given)) == outcome
     job = await desk.job(job_id)
     assert (job.outputs, job.archive) == (link, then)
-
-
-# -- when the vendor is asked ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,6 @@ def ms(moment: str) -> int:
     return round(datetime.fromisoformat(moment).timestamp() * 1000)
 
 
-# -- the vendor's shared URL, and jobs that nobody has registered yet -----------------------------------
-
-
 @pytest.mark.parametrize("confirmed", [Status.SUCCEEDED, Status.PROCESSING])
 async def test_a_hinted_verdict_is_not_counted_until_the_asked_vendor_confirms_it(
     desk: Desk, confirmed: Status
@@ -100,9 +97,6 @@ async def test_what_is_parked_has_its_limits(desk: Desk) -> None:
     job_id = await desk.track("v-1")
     details = [entry["detail"] for entry in (await desk.timeline(job_id))[1:]]
     assert details == [str(n) for n in range(5, PARKED_LENGTH + 5)], "the latest"
-
-
-# -- facts that could not be understood -----------------------------------------------------------------
 
 
 async def test_a_parked_fact_that_cannot_be_applied_spoils_neither_the_registration_nor_the_others(desk: Desk) -> None:

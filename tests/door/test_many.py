@@ -42,8 +42,6 @@ from tests.support.desk import (
 from tests.support.processes import eventually_async
 from tests.support.servers import valkey_server
 
-# -- whatever is said in whatever order -----------------------------------------------------------------
-
 Said = tuple[Observation, dict[str, Any]]
 
 VOICES: Final = (

@@ -31,8 +31,6 @@ from tests.support.desk import (
     told,
 )
 
-# -- the timeline and its evidence ----------------------------------------------------------------------
-
 
 async def test_facts_without_effect_are_only_counted_once_the_timeline_is_long(desk: Desk) -> None:
     job_id = await desk.track()
@@ -176,9 +174,6 @@ async def test_a_lone_surrogate_is_refused_before_anything_is_written_and_harms_
     assert isinstance(refused, UnicodeEncodeError)
     assert fine == "apply"
     assert await desk.store.job_json(job_id) == row
-
-
-# -- what everybody hears -------------------------------------------------------------------------------
 
 
 async def test_every_channel_carries_the_same_events(desk: Desk) -> None:

@@ -144,9 +144,6 @@ def test_jobs_from_before_the_credentials_are_looked_after(
     poller.wait_until(lambda: {desk.job(job_id).status for job_id in jobs} == {Status.SUCCEEDED}, "the verdicts")
 
 
-# -- deadlines, and the sweep ---------------------------------------------------------------------------
-
-
 def test_a_running_poller_expires_polls_and_sweeps(
     workers: Workers, settings: Settings, desk: Desk, sandbox: Sandbox
 ) -> None:

@@ -39,9 +39,6 @@ from tests.support.sandbox import Sandbox, sandbox_process
 MANUAL = (ROOT / "docs" / "sandbox.md").read_text()
 
 
-# -- media ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("vendor", PATHS)
 def test_every_job_makes_a_playable_file_of_its_own(api: httpx.Client, vendor: str, tmp_path: Path) -> None:
     ids = [submit(api, vendor) for _ in range(2)]
@@ -121,9 +118,6 @@ def test_fault_words_survive_an_upload(api: httpx.Client) -> None:
     id = api.post(CREATE, json=files | {"audio_type": "audio"}, headers=TOKEN).json()["data"]
     assert entry(api, "chanjing", id)["faults"] == ["job_failed", "seconds:0", "callback_late:2.5"]
     assert ask(api, "chanjing", id)["data"]["status"] == 30
-
-
-# -- the ledger, and the process ------------------------------------------------------------------------
 
 
 def test_the_ledger_tells_what_happened(api: httpx.Client, receiver: Receiver) -> None:

@@ -36,8 +36,6 @@ from tests.support.customers import (
 from tests.support.processes import eventually
 from tests.support.sandbox import SECONDS
 
-# -- the pages' samples ---------------------------------------------------------------------------------
-
 LIPSYNC_SUBMITTED = {"id": "550e8400-e29b-41d4-a716-446655440000", "status": "processing"}
 LIPSYNC_PROCESSING = {
     "id": "550e8400-e29b-41d4-a716-446655440000",
@@ -153,9 +151,6 @@ APIMODELS_CALLBACK = {
         "createTime": 1705123450000,
     },
 }
-
-
-# -- happy paths, against the samples -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

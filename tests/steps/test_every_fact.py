@@ -32,8 +32,6 @@ from tests.support.steps import (
     say,
 )
 
-# -- every fact about the first, in every state ---------------------------------------------------------
-
 PATHS: Final = [
     (voice, named)
     for voice, named in product(VOICES, ("id", "model", "both", "neither"))
@@ -112,8 +110,6 @@ async def test_the_firsts_id_finds_the_job_in_every_state(desk: Steps, state: st
     second = (await desk.job(job_id)).vendor_job_id
     assert second == (f"second-{job_id}" if state in DONE[2:] else None)
 
-
-# -- whatever is said in whatever order -----------------------------------------------------------------
 
 #: What is told, how the vendor puts it, by which path, and what of it is named.
 Word = tuple[str, Status, str, str]

@@ -15,7 +15,7 @@ from service.model import Job, Status
 from service.settings import Settings
 from tests.support import deployment as deployments
 from tests.support.files import Answer, Files, Wire, cut, drip, hang, large, raw, status, whole
-from tests.support.processes import eventually_async
+from tests.support.processes import eventually
 from tests.support.sandbox import Desk
 from tests.support.submissions import (
     IDENTIFY,
@@ -30,8 +30,6 @@ from tests.support.submissions import (
 )
 from tests.support.web import Web
 from workers import vendor_client
-
-# -- refused --------------------------------------------------------------------------------------------
 
 PATHS: Final = {
     "lipsync_studio": "/lipsync_studio/api/v1/lipsync-video",
@@ -234,11 +232,7 @@ class Late:
         self.job_id = order(self.desk, "lipsync_studio")
         self.first.queued()
         sending = asyncio.create_task(self.first.send(self.job_id))
-
-        async def read() -> bool:
-            return bool(self.files.requests(path))
-
-        await eventually_async(read, "the first sending")
+        await asyncio.to_thread(eventually, lambda: self.files.requests(path), "the first sending")
         return sending
 
     async def resent(self, web: Web, gated: Gated, *later: Answer) -> asyncio.Task[str]:
@@ -294,9 +288,6 @@ async def test_a_late_answer_that_names_the_job_spares_the_second_sending(late: 
     assert len(late.files.requests(PATHS["lipsync_studio"])) == 1
 
 
-# -- deadlines ------------------------------------------------------------------------------------------
-
-
 async def test_an_answer_after_the_deadline_has_the_vendor_asked_for_its_verdict(
     late: Late,
 ) -> None:
@@ -309,9 +300,6 @@ async def test_an_answer_after_the_deadline_has_the_vendor_asked_for_its_verdict
     assert (late.job.status, late.job.vendor_job_id) == (Status.EXPIRED, "42")
     await late.second.round()
     assert late.job.status is Status.FAILED
-
-
-# -- two of the vendor's jobs ---------------------------------------------------------------------------
 
 
 async def test_an_error_that_names_the_first_step_is_followed_up_by_asking(

@@ -9,7 +9,7 @@ import pytest
 
 from service.jobs import tasks
 from service.model import JobError, Observation, Source, Status
-from tests.support.processes import eventually, eventually_async
+from tests.support.processes import eventually
 from tests.support.sandbox import Desk, Sandbox
 from tests.support.submissions import CALLING, LISTED, Crew, bought, check_nobody_sends_it, expire, order, resolve
 from tests.support.web import Web
@@ -22,9 +22,6 @@ def sent_to(sandbox: Sandbox, vendor: str) -> int:
     """How often the vendor was asked for a job, and had no reason to refuse."""
     found: dict[str, dict[str, int]] = sandbox.http.get("/_sandbox/calls").json()["data"]
     return found.get(vendor, {}).get("submit", 0)
-
-
-# -- sent, and not answered -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["submit_lost", "submit_500", "submit_hangs"])
@@ -43,9 +40,6 @@ async def test_a_callback_tells_what_the_answer_did_not(
     assert desk.announced(job_id) == ["job.submitted", "job.succeeded"]
     assert crew.due() == []
     assert sent_to(sandbox, vendor) == 1
-
-
-# -- the operator's word --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("vendor", ["lipsync_studio", "kitta"])
@@ -197,11 +191,7 @@ async def test_a_job_that_is_being_sent_while_the_list_is_read_is_not_taken_for_
 
     async def listed(client: VendorClient, slug: str, page: int) -> Any:
         sending.append(asyncio.create_task(crew.send(other)))
-
-        async def taken() -> bool:
-            return len(bought(sandbox, "kitta")) == 1
-
-        await eventually_async(taken, "the other job at the vendor")
+        await asyncio.to_thread(eventually, lambda: len(bought(sandbox, "kitta")) == 1, "the other job at the vendor")
         return await list_page(client, slug, page)
 
     monkeypatch.setattr(VendorClient, "list_page", listed)

@@ -19,7 +19,7 @@ from service.jobs import tasks
 from service.model import Archive, Status
 from service.settings import Settings
 from tests.support.files import MP4, Files, gated
-from tests.support.processes import eventually_async
+from tests.support.processes import eventually
 from tests.support.sandbox import Desk
 from tests.support.servers import S3
 from workers import outbound
@@ -91,9 +91,6 @@ def untouched(desk: Desk, job_id: str, words: str, attempt: int = 1) -> None:
     assert desk.announced(job_id)[-1] == "job.succeeded"
 
 
-# -- helpers --------------------------------------------------------------------------------------------
-
-
 async def under_way(desk: Desk, files: Files, path: str) -> tuple[str, asyncio.Task[str], threading.Event]:
     """A job whose output is being stored, from `path`: its id, the run, and what lets the file come."""
     gate = threading.Event()
@@ -105,8 +102,4 @@ async def under_way(desk: Desk, files: Files, path: str) -> tuple[str, asyncio.T
 
 async def asked_for(files: Files, path: str, times: int = 1) -> None:
     """Wait until a path has been asked for so often."""
-
-    async def enough() -> bool:
-        return len(files.requests(path)) >= times
-
-    await eventually_async(enough, f"request {times} for {path}")
+    await asyncio.to_thread(eventually, lambda: len(files.requests(path)) >= times, f"request {times} for {path}")

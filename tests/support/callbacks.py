@@ -13,9 +13,6 @@ RECEIVED: Final = {"received": True}
 every_vendor = pytest.mark.parametrize("vendor", list(VENDORS))
 
 
-# -- what vendors send ----------------------------------------------------------------------------------
-
-
 def apimodels(vendor_job_id: str, state: str, **task: object) -> dict[str, object]:
     """A callback as apimodels words it."""
     result = json.dumps({"resultUrls": ["https://cdn.example.com/film.mp4"]}) if state == "completed" else None

@@ -134,18 +134,11 @@ def about(due: int | None, expected: int) -> bool:
     return due is not None and expected - 2_000 <= due <= expected
 
 
-# -- cost -----------------------------------------------------------------------------------------------
-
 ESTIMATE: Final = Cost(estimated=5.5, unit="credits")
 CHARGE: Final = Cost(charged=4, unit="credits")
 
 
-# -- facts that could not be understood -----------------------------------------------------------------
-
 PROBLEM: Final = told(problem=Problem.UNKNOWN_STATUS, detail="unknown status 'paused'")
-
-
-# -- what everybody hears -------------------------------------------------------------------------------
 
 
 class Ears:
@@ -181,8 +174,6 @@ async def listening(desk: Desk) -> AsyncIterator[Ears]:
         await ears.heard()
         yield ears
 
-
-# -- whatever is said in whatever order -----------------------------------------------------------------
 
 #: The order in which the statuses of a job are announced.
 ANNOUNCED: Final = {

@@ -104,9 +104,6 @@ async def working(settings: Settings) -> AsyncIterator[asyncio.Event]:
         stop.set()
 
 
-# -- what fails is tried again --------------------------------------------------------------------------
-
-
 async def tried(post: Post, endpoint: Endpoint, times: int) -> bool:
     return len(await post.attempts(endpoint)) >= times
 

@@ -26,9 +26,6 @@ from tests.support.workers import FILM, Workers, intermediate, is_stored, queue_
 HASTY: Final = "import asyncio, workers.main as m; m.GRACE, m.PUT_BACK = {grace}, {put_back}; asyncio.run(m.main())"
 
 
-# -- stopping -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_worker_stops_at_once(workers: Workers, number: signal.Signals) -> None:
     worker = workers.start()
@@ -90,9 +87,6 @@ def test_what_cannot_be_finished_in_time_is_put_back_whole(
         (path,) = (path for path in folder.rglob("*") if path.is_file())
         assert path.read_bytes() == long
         assert desk.announced(job_id).count("job.stored") == 1
-
-
-# -- nothing is lost ------------------------------------------------------------------------------------
 
 
 def test_a_killed_worker_s_tasks_are_found_again(workers: Workers, desk: Desk, files: Files) -> None:
