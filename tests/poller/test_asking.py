@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from service.model import Archive, Observation, Output, Problem, Source, Status
 from service.settings import Settings
 from service.vendors import VENDORS
-from tests.support.pollers import LISTED, SLUGS, first_look, look, poller_of, without_credentials
+from tests.support.pollers import LISTED, SLUGS, first_look, look, without_credentials
 from tests.support.processes import eventually
 from tests.support.sandbox import Desk, Sandbox, desk_of
 from workers.poller import Poller
@@ -107,16 +107,6 @@ async def test_the_older_a_job_the_rarer_it_is_asked_about(
     desk.redis.hset(desk.key("job", job_id), "_since", desk.now_ms() - age * 1000)
     await look(poller, desk, "lipsync_studio")
     assert desk.due_in(job_id, "polls", "lipsync_studio") == pytest.approx(wait, abs=1)
-
-
-async def test_there_is_a_last_look_just_before_the_deadline(settings: Settings, sandbox: Sandbox) -> None:
-    short = replace(settings, job_deadline=200)
-    with desk_of(short) as desk:
-        job_id = desk.track("lipsync_studio", sandbox.submit("lipsync_studio", "job_stuck"))
-        desk.redis.hset(desk.key("job", job_id), "_since", desk.now_ms() - 10**7)
-        async with poller_of(short) as poller:
-            await look(poller, desk, "lipsync_studio")
-        assert desk.due_in(job_id, "polls", "lipsync_studio") == pytest.approx(199, abs=1)
 
 
 async def test_what_was_not_understood_is_asked_about_at_once(poller: Poller, desk: Desk, sandbox: Sandbox) -> None:

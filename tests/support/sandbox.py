@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Unpack, cast
 
@@ -19,39 +19,12 @@ from service.jobs.tracker import How, Recorded, Tracker
 from service.model import Job, Observation, Output, Source, Status, new_id
 from service.settings import Account, Settings
 
+from . import customers
 from .deployment import accounts
 from .processes import BIN, Process
 
 #: How long a job of the sandbox takes.
 SECONDS: Final = 0.3
-
-_SUBMISSIONS: Final[Mapping[str, tuple[str, dict[str, object]]]] = {
-    "lipsync_studio": (
-        "/api/v1/lipsync-video",
-        {"formState": {"video": "https://example.com/face.mp4", "audio": "https://example.com/voice.mp3"}},
-    ),
-    "kitta": (
-        "/api/v1/lip-sync/tasks",
-        {
-            "model": "kitta-lip-sync-v1",
-            "videoUrl": "https://example.com/face.mp4",
-            "audioUrl": "https://example.com/voice.mp3",
-        },
-    ),
-    "chanjing": (
-        "/open/v1/video_lip_sync/create",
-        {"video_file_id": "sandbox-video", "audio_type": "audio", "audio_file_id": "sandbox-audio"},
-    ),
-    "apimodels": (
-        "/api/v1/audio/generations",
-        {
-            "model": "kling-advanced-lip-sync",
-            "session_id": "sandbox-session",
-            "face_id": "sandbox-face",
-            "audio_url": "https://example.com/voice.mp3",
-        },
-    ),
-}
 
 #: What the sandbox takes from everybody.
 _FIXED_TOKEN: Final = "sandbox-access-token"
@@ -68,17 +41,7 @@ class Sandbox:
 
     def submit(self, vendor: str, *faults: str) -> str:
         """Submit a job that suffers from `faults`. Returns the vendor's id of it."""
-        if faults:
-            self.order(vendor, *faults, count=1)
-        path, body = _SUBMISSIONS[vendor]
-        headers = {"Authorization": "Bearer somebody", "access_token": _FIXED_TOKEN}
-        answer = self.http.post(f"/{vendor}{path}", json=body, headers=headers)
-        answer.raise_for_status()
-        told = answer.json()
-        data = told.get("data", told)
-        found = data if isinstance(data, str) else data.get("taskId") or data.get("id")
-        assert isinstance(found, str), told
-        return found
+        return customers.submit(self.http, vendor, faults=",".join(faults))
 
     def finished(self, vendor: str, *faults: str) -> str:
         """Submit a job of which the vendor has its verdict at once."""
@@ -86,8 +49,7 @@ class Sandbox:
 
     def order(self, vendor: str, *faults: str, count: int | None = None) -> None:
         """Let the next submissions (or, with a vendor's fault, calls) go wrong; without `count` until `clear`."""
-        order = {"vendor": vendor, "faults": faults} | ({} if count is None else {"count": count})
-        self.http.post("/_sandbox/faults", json=order).raise_for_status()
+        customers.order(self.http, *faults, vendor=vendor, count=count)
 
     def clear(self) -> None:
         """Let nothing go wrong any more."""
