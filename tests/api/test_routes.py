@@ -9,7 +9,8 @@ from typing import Final
 import pytest
 
 from tests.support import state
-from tests.support.api import NO_SUCH_JOB, letter_for, problem, secret_of, stored_job
+from tests.support.api import NO_SUCH_JOB, letter_for, problem, stored_job
+from tests.support.callbacks import mac_of
 from tests.support.processes import free_port
 from tests.support.servers import valkey_server
 from tests.support.web import API_KEY, OTHER_API_KEY, Web, environment_of, start_web, web_process
@@ -71,7 +72,7 @@ def test_nothing_but_the_answer_to_its_making_holds_a_jobs_token(web: Web) -> No
     with web.redis.pubsub() as listener:  # type: ignore[no-untyped-call]
         listener.psubscribe("*")
         job = stored_job(web)
-        secret, path = secret_of(job), f"/v1/jobs/{job['id']}"
+        secret, path = mac_of(job["callback_url"]), f"/v1/jobs/{job['id']}"
         url = job["callback_url"]
         echo = {"code": 200, "data": {"taskId": "task-1", "state": "failed", "param": json.dumps({"callback": url})}}
         for body in (url.encode(), json.dumps(echo).encode(), json.dumps({"data": {"taskId": url}}).encode()):

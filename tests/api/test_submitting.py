@@ -29,9 +29,9 @@ from tests.support.api import (
     noted,
     nothing_written,
     problem,
-    secret_of,
     submit,
 )
+from tests.support.callbacks import mac_of
 from tests.support.web import Web
 
 #: Requests without a vendor, as JSON.
@@ -278,7 +278,7 @@ def test_neither_the_callback_url_nor_the_input_gets_out(web: Web) -> None:
         listener.psubscribe("*")
         made = web.api.post("/v1/jobs", json=request, headers=keyed())
         job, path = made.json(), f"/v1/jobs/{made.json()['id']}"
-        secret = secret_of(job)
+        secret = mac_of(job["callback_url"])
         spoilt = [
             request | {"input": input_ | {"text": input_["video_url"]}},
             request | {"input": input_ | {"audio_url": f"ftp://x?{SIGNED}"}},

@@ -19,6 +19,19 @@ from tests.support.web import API_KEY, Web
 NO_SUCH_JOB: Final = "job_000000000000000000000000"
 PROBLEM: Final = "application/problem+json"
 
+FILM: Final = MP4 + bytes(range(256)) * 40
+PICTURE: Final = b"<svg onload=alert(1)>"
+
+#: What a vendor says of a job, and what is asked of vendors.
+READABLE: Final = b'{"code": 200, "data": {"taskId": "task-1", "state": "processing"}}'
+VIDEO: Final = {"video_url": "https://example.com/video.mp4"}
+IMAGE: Final = {"image_url": "https://example.com/person.png"}
+AUDIO: Final = {"audio_url": "https://example.com/voice.mp3"}
+TEXT: Final = {"text": "你好", "voice": "C-1"}
+TWO: Final = {"left_audio_url": "https://example.com/left.mp3", "right_audio_url": "https://example.com/right.mp3"}
+FACE: Final = {"session_id": "session_abc123", "face_id": "face_001"}
+FILES: Final = {"video_file_id": "file-v", "audio_file_id": "file-a"}
+
 
 def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
     """The problem in an answer, which has to be a whole one."""
@@ -35,14 +48,6 @@ def bad_fields(answer: httpx.Response) -> list[str]:
     errors = problem(answer, 422)["errors"]
     assert all(error["detail"] for error in errors)
     return sorted(error["field"] for error in errors)
-
-
-def secret_of(job: dict[str, Any]) -> str:
-    return str(job["callback_url"].rpartition(".")[2])
-
-
-FILM: Final = MP4 + bytes(range(256)) * 40
-PICTURE: Final = b"<svg onload=alert(1)>"
 
 
 def stored_job(web: Web, *, keep: bool = True, content_type: str | None = None) -> dict[str, Any]:
@@ -79,23 +84,11 @@ async def one(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
-READABLE: Final = b'{"code": 200, "data": {"taskId": "task-1", "state": "processing"}}'
-
-
 def letter_for(web: Web, job: dict[str, Any], body: bytes = b"nope") -> dict[str, Any]:
     """The letter that an unreadable callback becomes."""
     assert web.callback(job["callback_url"], body).status_code in (400, 422)
     [letter] = [letter for letter in web.letters() if letter["job_id"] == job["id"]]
     return letter
-
-
-VIDEO: Final = {"video_url": "https://example.com/video.mp4"}
-IMAGE: Final = {"image_url": "https://example.com/person.png"}
-AUDIO: Final = {"audio_url": "https://example.com/voice.mp3"}
-TEXT: Final = {"text": "你好", "voice": "C-1"}
-TWO: Final = {"left_audio_url": "https://example.com/left.mp3", "right_audio_url": "https://example.com/right.mp3"}
-FACE: Final = {"session_id": "session_abc123", "face_id": "face_001"}
-FILES: Final = {"video_file_id": "file-v", "audio_file_id": "file-a"}
 
 
 def submit(web: Web, vendor: str, input_: dict[str, Any], **fields: Any) -> dict[str, Any]:

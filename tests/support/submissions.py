@@ -37,7 +37,6 @@ PLAIN: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "apimodels": ({"audio_url": VOICE}, {"session_id": "sandbox-session", "face_id": "sandbox-face"}),
 }
 
-
 #: Faces are found in a video first.
 KLING: Final[dict[str, Any]] = {"video_url": FACE, "audio_url": VOICE}
 IDENTIFY: Final = "kling-identify-face"
