@@ -1,7 +1,7 @@
 """A whole deployment on this machine, on embedded parts: Valkey, files, the sandbox, and the Procfile's processes.
 
 `REDIS_URL` and `STORAGE_URL` in the environment are used in place of the embedded ones. Processes are started by their
-Procfile lines, each in a session of its own, and stopped by their pids.
+Procfile lines and stopped by their pids. They make up one process group, which ends at once if we are killed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +32,8 @@ from service.vendors import VENDORS
 #: Heroku's: SIGKILL follows SIGTERM after so many seconds.
 STOP_SECONDS: Final = 30.0
 READY_SECONDS: Final = 30.0
+#: A killed run's processes, or a stopped one's, are gone sooner.
+GONE_SECONDS: Final = 3.0
 
 _VALKEY: Final = (
     "{binary} --bind 127.0.0.1 --port {port} --dir {folder} --loglevel warning"
@@ -42,6 +43,8 @@ _PROCFILES: Final = (
     Path(__file__).with_name("Procfile"),
     Path(__file__).parents[2] / "Procfile",
 )  # a wheel's, a checkout's
+#: Leads the process group. Its input ends when we do, however we end: then it kills the group, itself included.
+_GUARD: Final = "read _; kill -9 0"
 _SANDBOX: Final = "python -m sandbox --port $SANDBOX_PORT --seconds $SANDBOX_SECONDS"
 #: The sandbox takes any credential; Chanjing's is a pair, so that its token calls are exercised too.
 _CREDENTIALS: Final = "sandbox-credential"
@@ -96,7 +99,6 @@ class Local:
         self._real_vendors = real_vendors
         self._settings = settings
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._lock: IO[str] | None = None
         self._valkey_port = 0  # 0: the environment has a Redis
         self.environ: dict[str, str] = {}
 
@@ -115,14 +117,20 @@ class Local:
     def __enter__(self) -> Local:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
+        self._guard = subprocess.Popen(
+            ["sh", "-c", _GUARD],  # noqa: S607  wherever the system keeps its shell
+            stdin=subprocess.PIPE,
+            process_group=0,  # Ctrl-C is for us; we stop the others in order
+            pass_fds=[self._lock.fileno()],
+        )
         self.environ = self._environment()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
         (self.folder / "up.json").unlink(missing_ok=True)
-        if self._lock:
-            self._lock.close()
+        self._guard.communicate()
+        self._lock.close()
 
     def start(self, on_line: Callable[[str, str], None]) -> None:
         """Start every process and wait until it works. `on_line` gets the name and the lines of what each prints."""
@@ -160,18 +168,24 @@ class Local:
         self._children.clear()
         if valkey:
             _stop([valkey])
-            (self.folder / "valkey" / "port").unlink()
 
     # -- parts -----------------------------------------------------------------------------------------
 
     def _take_lock(self) -> IO[str]:
-        lock = (self.folder / "lock").open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise click.ClickException(f"another callsheet is running on {self.folder}; stop it first") from None
-        return lock
+        """Every process of a deployment holds it, so that two of them never work on the same data."""
+        lock, deadline = (self.folder / "lock").open("a+"), time.monotonic() + GONE_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > deadline:
+                    lock.close()
+                    raise click.ClickException(
+                        f"another callsheet is running on {self.folder}; stop it first"
+                    ) from None
+                time.sleep(0.05)
+            else:
+                return lock
 
     def _environment(self) -> dict[str, str]:
         """The processes' environment: what is given goes before what is made up."""
@@ -211,13 +225,8 @@ class Local:
         return kept
 
     def _start_valkey(self, on_line: Callable[[str, str], None]) -> None:
-        """Valkey on this folder's data. One that outlived a killed run is ended first: two would spoil the data."""
         data = (self.folder / "valkey").resolve()
         data.mkdir(exist_ok=True)
-        note = data / "port"
-        if note.exists():
-            _shut_down(f"redis://127.0.0.1:{note.read_text()}")
-        note.write_text(str(self._valkey_port))
         folder, binary = shlex.quote(str(data)), shlex.quote(str(get_binary_path()))
         self._launch("valkey", _VALKEY.format(binary=binary, port=self._valkey_port, folder=folder), on_line)
         self.wait_for("Valkey", lambda: _pings(self.environ["REDIS_URL"]))
@@ -229,7 +238,8 @@ class Local:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us; we stop them in order
+            process_group=self._guard.pid,
+            pass_fds=[self._lock.fileno()],
         )
         self._children[name] = child
         threading.Thread(target=_relay, args=(name, child, on_line), daemon=True).start()
@@ -256,19 +266,14 @@ def _vendor_settings(sandbox: str, environ: Mapping[str, str]) -> dict[str, str]
 def _stop(children: list[subprocess.Popen[bytes]]) -> None:
     """SIGTERM to all at once, SIGKILL to what is left half a minute later."""
     for child in children:
-        _signal(child, signal.SIGTERM)
+        child.terminate()
     deadline = time.monotonic() + STOP_SECONDS
     for child in children:
         try:
             child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            _signal(child, signal.SIGKILL)
+            child.kill()
             child.wait()
-
-
-def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    if child.poll() is None:
-        os.killpg(child.pid, number)
 
 
 def _answers(url: str) -> bool:
@@ -284,11 +289,3 @@ def _pings(url: str) -> bool:
             return bool(redis.ping())
     except (RedisError, OSError):
         return False
-
-
-def _shut_down(url: str) -> None:
-    try:
-        with Redis.from_url(url, socket_connect_timeout=1) as orphan:
-            orphan.shutdown()
-    except (RedisError, OSError):
-        pass  # nobody there any more

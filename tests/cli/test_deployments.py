@@ -120,6 +120,21 @@ def test_up_keeps_its_data_and_its_secrets(up: Up, processes: Processes) -> None
     assert up.json("jobs", "show", job["id"])["status"] == "failed"
 
 
+def test_an_up_that_is_killed_leaves_nothing_running_and_can_be_started_again_at_once(
+    up: Up, processes: Processes
+) -> None:
+    job, port = up.track(), str(httpx.URL(up.noted["url"]).port)
+    assert len(left_running(str(up.data))) == 5
+    up.process.send(signal.SIGKILL)
+
+    again = processes.start("again", [CALLSHEET, "--data", up.data, "up", "--port", port])
+    again.wait_until(lambda: "Up since" in again.output(), "the welcome", timeout=30)
+    assert up.json("jobs", "show", job["id"])["status"] == job["status"]
+    assert len(left_running(str(up.data))) == 5
+    again.send(signal.SIGKILL)
+    eventually(lambda: not left_running(str(up.data)), "the end of everything")
+
+
 def test_only_one_up_runs_on_a_folder(up: Up) -> None:
     second = up.run("up", "--port", str(free_port()))
     assert second.returncode == 1

@@ -24,11 +24,11 @@ def run(
 
 
 def left_running(marker: str) -> list[str]:
-    """Command lines of processes that still mention `marker`."""
+    """Command lines of processes that still mention `marker`, or work there: Valkey writes over what it was told."""
     lines = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if marker.encode() in path.read_bytes():
+            if marker.encode() in path.read_bytes() + bytes((path.parent / "cwd").readlink()):
                 lines.append((path.parent / "cmdline").read_text())
         except OSError:
             continue  # ended meanwhile, or not ours
