@@ -126,7 +126,8 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         info: dict[str, Any] = redis.info()
         yield Finding("ok", "Redis", f"answers in {ms:.1f} ms")
         yield from _redis_settings(redis, info)
-        yield from _processes(settings, redis)
+        if not info.get("cluster_enabled"):  # else it may only say which other server has the key
+            yield from _processes(settings, redis)
     except (RedisError, OSError) as error:
         fix = "check REDIS_URL; for a platform's self-signed certificate set REDIS_TLS_VERIFY=0"
         yield Finding("error", "Redis", f"does not answer: {type(error).__name__}: {error}"[:200], fix)

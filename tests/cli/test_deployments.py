@@ -212,11 +212,6 @@ def test_doctor_knows_that_a_dyno_s_disk_does_not_last(redis_url: str, tmp_path:
     assert "wiped every day" in findings(redis_url, tmp_path, DYNO="web.1")["STORAGE_URL"]
 
 
-def test_doctor_knows_that_a_cluster_takes_no_commit(tmp_path: Path) -> None:
-    with valkey_server(tmp_path, config={"cluster-enabled": "yes"}) as server:
-        assert "Redis Cluster" in findings(server.url, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("jobs", "more", "expected"),
     [
