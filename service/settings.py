@@ -93,7 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     storage_url: str  #: `s3://bucket/prefix`, `gs://…`, `az://…`, or `file:///folder` on a disk that all share
     public_url: str  #: the `https://` address under which vendors reach `web`
     secret_keys: tuple[str, ...]  #: comma-separated, 32 characters or more; the first signs callback URLs, all verify
-    api_keys: dict[str, ApiKey]  #: `name:key[:scopes]`, comma-separated; `callsheet keys new` makes one
+    api_keys: dict[str, ApiKey]  #: `name:key[:scopes]`, comma-separated; `callsheet keys new NAME` makes one
     accounts: dict[str, Account]  #: vendor slug → account
     redis_max_connections: int = 64  #: of one process to Redis, 8 at least; small plans allow 20 to 40 in all
     redis_tls_verify: bool = True  #: 0 for platforms with self-signed certificates

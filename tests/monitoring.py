@@ -34,8 +34,8 @@ def wrong(deploy: Path) -> Iterator[str]:
     """Everything that is wrong with the monitoring in a folder, a line each."""
     rules, tests = deploy / "prometheus" / "alerts.yml", deploy / "prometheus" / "alerts_test.yml"
     alerts = {rule["alert"]: rule for group in yaml.safe_load(rules.read_text())["groups"] for rule in group["rules"]}
-    yield from _promtool("check", "rules", rules)
-    yield from _promtool("test", "rules", tests)
+    yield from promtool("check", "rules", rules)
+    yield from promtool("test", "rules", tests)
     fired = {
         case["alertname"]
         for test in yaml.safe_load(tests.read_text())["tests"]
@@ -57,12 +57,12 @@ def wrong(deploy: Path) -> Iterator[str]:
         yield from (f"nobody tells {name}, which {expression} asks for" for name in sorted(named - known))
 
 
-def _promtool(*words: str | Path) -> Iterator[str]:
-    promtool = shutil.which("promtool")
-    if promtool is None:
+def promtool(*words: str | Path) -> Iterator[str]:
+    program = shutil.which("promtool")
+    if program is None:
         yield "promtool is missing: it is in Debian's package prometheus"
         return
-    ran = subprocess.run([promtool, *words], capture_output=True, text=True, check=False)
+    ran = subprocess.run([program, *words], capture_output=True, text=True, check=False)
     if ran.returncode:
         yield f"promtool {' '.join(map(str, words))}:\n{ran.stdout}{ran.stderr}"
 

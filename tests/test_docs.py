@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 
-from service.api import openapi
-from service.cli import main as program
 from service.vendors import VENDORS, catalogue
 from tests.pages import pages
 from tests.support.processes import BIN, ROOT, environment
@@ -67,63 +61,6 @@ def test_what_the_documents_submit_is_taken() -> None:
             request["vendor"], request.get("model"), request["input"], request.get("vendor_input", {})
         )
         assert isinstance(found, catalogue.Order), (request, found)
-
-
-# -- commands -------------------------------------------------------------------------------------------------
-
-
-def commands() -> Iterator[tuple[str, list[str]]]:
-    """Each line of a shell in the documents, as words, beside the file that it stands in."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "deploy" / "runbook.md"]
-    for page in sorted(pages):
-        for block in re.findall(r"^ *```sh\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
-            shell = shlex.shlex(re.sub(r"(?m)(^| )#.*|\\\n", " ", block), posix=True, punctuation_chars="\n|")
-            shell.whitespace, shell.commenters, shell.whitespace_split, line = " \t", "", True, list[str]()
-            for word in [*shell, "\n"]:
-                if set(word) <= {"\n", "|"}:
-                    if line:
-                        yield page.name, line
-                    line = []
-                else:
-                    line.append(word)
-
-
-def parsed(words: list[str]) -> None:
-    """As the program itself would take it, up to the point where it would do something."""
-    command: click.Command = program
-    context = click.Context(program)
-    while isinstance(command, click.Group):
-        name, found, words = command.resolve_command(context, words)
-        assert name
-        assert found
-        command, context = found, click.Context(found, info_name=name, parent=context)
-    command.make_context(command.name, list(words), parent=context.parent)
-
-
-def test_the_documents_show_commands_that_there_are() -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    seen: Counter[str] = Counter()
-    for page, words in commands():
-        match words:
-            case ["callsheet", *rest] | ["heroku", "run", "python", "-m", "service.cli", *rest]:
-                parsed(rest)
-            case ["make", target, *_]:
-                assert target in targets, (page, words)
-            case ["cp", *files, _] | ["install", "-D", "-m", "600", *files, _]:
-                assert all(file in ("-R", ".") or list(ROOT.glob(file)) for file in files), (page, words)
-            case ["curl", *rest]:
-                [path] = [
-                    re.sub("^.*(CALLSHEET_URL|:8900)", "", word)
-                    for word in rest
-                    if re.search("CALLSHEET_URL|:8900", word)
-                ]
-                known = [*openapi.document()["paths"], "/readyz", "/healthz", "/metrics"]
-                told = any(re.fullmatch(re.sub(r"{\w+}", r"[^/]+", one), path.partition("?")[0]) for one in known)
-                assert told or page == "sandbox.md", (page, words)
-        seen[words[0]] += 1
-    assert seen["callsheet"] > 15
-    assert seen["curl"] > 10
-    assert seen["make"] >= 6
 
 
 @pytest.mark.parametrize("name", list(pages()))

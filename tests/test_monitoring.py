@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 import pytest
 
 from tests import monitoring
+from tests.support.processes import ROOT
 
 #: File, what stands there, what is put in its place, and what is said of it.
 FAULTS: Final = {
@@ -68,6 +70,14 @@ def test_what_is_wrong_is_found(fault: str, tmp_path: Path) -> None:
 
 def test_as_it_is_nothing_is_wrong() -> None:
     assert list(monitoring.wrong(monitoring.DEPLOY)) == []
+
+
+def test_prometheus_reads_what_the_documents_tell_it(tmp_path: Path) -> None:
+    [told] = re.findall(r"```yaml\n(scrape_configs:.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    shutil.copy(monitoring.DEPLOY / "prometheus" / "alerts.yml", tmp_path)
+    (tmp_path / "callsheet.key").touch()
+    (tmp_path / "prometheus.yml").write_text(told.replace("/etc/prometheus/", ""))
+    assert list(monitoring.promtool("check", "config", tmp_path / "prometheus.yml")) == []
 
 
 def test_nothing_passes_where_promtool_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -42,10 +42,10 @@ def cluster(folder: Path, shards: int) -> Iterator[tuple[str, list[redis.Redis]]
             server = stack.enter_context(valkey_server(data, config=config))
             urls.append(server.url)
             clients.append(stack.enter_context(redis.Redis.from_url(server.url, decode_responses=True)))
-            clients[0].execute_command("CLUSTER MEET", "127.0.0.1", server.port, config["cluster-port"])
+            clients[0].cluster("MEET", "127.0.0.1", server.port, config["cluster-port"])
             first, behind = (16384 * edge // shards for edge in (shard, shard + 1))
-            clients[-1].execute_command("CLUSTER ADDSLOTSRANGE", first, behind - 1)
-        states = [partial(client.execute_command, "CLUSTER INFO") for client in clients]
+            clients[-1].cluster("ADDSLOTSRANGE", first, behind - 1)
+        states = [partial(client.cluster, "INFO") for client in clients]
         eventually(lambda: all(state()["cluster_state"] == "ok" for state in states), "the cluster")
         yield urls[0], clients
 

@@ -42,7 +42,9 @@ class Show:
         self._log = log
         self.heard = _Subscriber.heard  #: a path for each webhook that came
         self.url = local.url
-        self.redis_url = local.environ["REDIS_URL"]
+        self.subscriber = subscriber
+        self.environ: dict[str, str] = json.loads((local.folder / "up.json").read_text())["environ"]
+        self.redis_url = self.environ["REDIS_URL"]
         self.api = httpx.Client(
             base_url=local.url, timeout=30, trust_env=False, headers={"Authorization": f"Bearer {KEYS['team']}"}
         )
@@ -111,6 +113,7 @@ def show(folder: Path, said: str = HOSTILE) -> Iterator[Show]:
     path = folder / "log"
     with path.open("w") as log, Local(folder / "var", settings, seconds=0.5) as local:
         local.start(lambda name, line: print(name, line, file=log, flush=True))
+        local.note()
         shown = Show(local, f"http://127.0.0.1:{subscriber.server_port}", path, said)
         with contextlib.closing(shown.api):
             eventually(lambda: not shown.unsettled(), "every job is where it should be", timeout=60)
