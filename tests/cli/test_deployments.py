@@ -23,7 +23,7 @@ from service.model import VERDICTS, Endpoint, new_id
 from service.settings import ApiKey, key_entry
 from service.vendors import VENDORS
 from tests.support.processes import Processes, eventually, free_port
-from tests.support.servers import S3, valkey_server
+from tests.support.servers import S3
 from tests.support.terminal import CALLSHEET, Up, left_running, run
 
 
