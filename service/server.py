@@ -7,7 +7,6 @@ connection, and nothing that an honest request would notice.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import resource
 import socket
@@ -21,20 +20,24 @@ import click
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors.multiprocess import Multiprocess
+
+from service.pace import Paced, Sipping
 
 #: Bytes of a request's line and headers; and of whatever else comes between two pieces of a body, or behind it.
 MAX_HEAD: Final = 32 * 1024
 #: Requests that wait behind the one being answered: nobody honest sends many ahead, and each takes 3 KB.
 MAX_PIPELINED: Final = 16
+#: Bytes of a body that are taken as fast as they come. What comes behind them is taken no faster than so many a second
+#: from all connections together, or a few senders of much would keep all others waiting; what nobody wants, slower.
+UNPACED_BYTES: Final = 64 * 1024
+MAX_BYTES_PER_SECOND: Final = 32 * 2**20
+MAX_IGNORED_PER_SECOND: Final = 8 * 2**20
 #: Bytes of a body that are read for nothing once its answer is out; a sender that still goes on is cut off.
 MAX_IGNORED: Final = 2**20
-#: Bytes of a body that are taken as fast as they come; what comes behind them no faster than so many a second, or a few
-#: senders of much would keep all others waiting.
-UNPACED_BYTES: Final = 2**20
-MAX_BYTES_PER_SECOND: Final = 64 * 2**20
+#: In all of these a piece counts for so many bytes more: a body of chunks of one byte takes the time of one so large.
+PIECE_BYTES: Final = 1024
 #: Seconds from a request's first byte (or the connection) to the end of its head, and to the end of its body.
 HEAD_SECONDS: Final = 10.0
 BODY_SECONDS: Final = 120.0
@@ -43,7 +46,8 @@ MIN_BYTES_PER_SECOND: Final = 1024
 MIN_RATE_AFTER: Final = 10.0
 #: Seconds without a byte taken of an answer that waits to be read.
 STALLED_SECONDS: Final = 30.0
-#: Seconds that an idle connection is kept when the process stops: a router may have sent a request on it already.
+#: Seconds that an idle connection is kept when the process stops: a router may have sent a request on it already. And
+#: that of a sender who goes on and on behind his answer: he may be about to read it.
 LINGER_SECONDS: Final = 1.0
 #: Seconds that a request which is still being sent has left when the process stops.
 STOP_SECONDS: Final = 3.0
@@ -62,43 +66,18 @@ _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnec
 _TOO_LONG: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-class Paced(FlowControl):
-    """uvicorn's own flow control, which resumes reading no sooner than it may."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(transport)
-        self._loop = loop
-        self._may_at = 0.0
-        self._waiting = False
-
-    def hold(self, seconds: float) -> None:
-        """Read nothing for so long, behind whatever has been held before."""
-        self._may_at = max(self._may_at, self._loop.time()) + seconds
-        self.pause_reading()
-
-    def resume_reading(self) -> None:
-        wait = self._may_at - self._loop.time()
-        if wait <= 0:
-            super().resume_reading()
-        elif not self._waiting:
-            self._waiting = True
-            self._loop.call_later(wait, self._resume)
-
-    def _resume(self) -> None:
-        self._waiting = False
-        if not self._transport.is_closing():
-            self.resume_reading()
-
-
 class Guarded(HttpToolsProtocol):
     """uvicorn's own protocol, which cuts off whoever does not get on."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._sipping = Sipping(self)
+        transport.set_protocol(self._sipping)
         self.flow: Paced = Paced(transport, self.loop)
         self._begun = self.loop.time()
         self._received = self._chunk = 0
-        self._beside = self._ignored = 0  #: bytes since the last piece of a body, and of bodies that nobody wants
+        self._beside = 0  #: bytes since the last piece of a body
+        self._body = self._taken = self._ignored = 0  #: what bodies count for: in this read, of a request, for nothing
         self._in_head = self._receiving = True
         self._last = False
         self._unread, self._unread_since = 0, self._begun
@@ -112,13 +91,17 @@ class Guarded(HttpToolsProtocol):
         self._chunk = len(data)
         self._received += self._chunk
         self._beside += self._chunk
+        self._body = 0
         super().data_received(data)
         if self._receiving and self._beside > MAX_HEAD:
             self._cut(_TOO_LONG)
+        elif self._body:
+            self._pace()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._begun, self._received, self._ignored = self.loop.time(), 0, 0
+        self._begun = self.loop.time()
+        self._received = self._taken = self._ignored = 0
         self._beside = self._chunk  # at most so much of it is this one's
         self._in_head = self._receiving = True
 
@@ -137,18 +120,27 @@ class Guarded(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._beside = 0
+        self._body += len(body) + PIECE_BYTES
         super().on_body(body)
-        if self._received > UNPACED_BYTES:
-            self.flow.hold(len(body) / MAX_BYTES_PER_SECOND)
-        if self.cycle.response_complete:
-            self._ignored += len(body)
-            self.flow.resume_reading()  # nobody else does
-        if self._ignored > MAX_IGNORED:
-            self.transport.close()
 
     def on_message_complete(self) -> None:
         self._receiving = False
         super().on_message_complete()
+
+    def _pace(self) -> None:
+        """After each read that held some of a body."""
+        unwanted = self._idle()
+        self._taken += self._body
+        if self._taken > UNPACED_BYTES:
+            self._sipping.adapt(self._chunk, self._body)
+            self.flow.hold(self._body, MAX_IGNORED_PER_SECOND if unwanted else MAX_BYTES_PER_SECOND)
+        if not unwanted:
+            return  # the application reads on
+        self._ignored += self._body
+        if self._ignored > MAX_IGNORED and self._receiving:  # a reset follows: a moment to read the answer before it
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        else:
+            self.flow.resume_reading()
 
     def shutdown(self) -> None:
         if stopping := self.app_state.get("stopping"):  # said once a connection, for want of another place
@@ -201,7 +193,8 @@ class Guarded(HttpToolsProtocol):
         if not self._receiving and self.cycle.response_complete and self.timeout_keep_alive_task is None:
             # Line ends, which are no request, have ended uvicorn's patience with an idle connection.
             self._begun, self._in_head, self._receiving = now, True, True
-        if not self._receiving or self.flow.read_paused:
+        ignored = not self._in_head and self._idle()
+        if not self._receiving or (self.flow.read_paused and not ignored):  # it is we who do not get on
             return False
         age = now - self._begun
         if self._in_head:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -29,10 +30,10 @@ AUTHORIZED: Final = f"authorization: Bearer {API_KEY}"
 LIVE: Final = request("GET", "/healthz")
 
 
-def start(folder: Path, env: Mapping[str, str]) -> Process:
-    """For `web_process`."""
+def start(folder: Path, env: Mapping[str, str], constants: Mapping[str, float] = MappingProxyType({})) -> Process:
+    """For `web_process`; with other constants of the product changed, too."""
     options = ("--host", "127.0.0.1", "--port", env["PORT"])
-    return Process(command("service.server", DEADLINES, *options), log=folder / "web.log", env=env)
+    return Process(command("service.server", {**DEADLINES, **constants}, *options), log=folder / "web.log", env=env)
 
 
 def callback(web: Web) -> tuple[str, bytes]:

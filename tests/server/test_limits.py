@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.hostile.hasty import AUTHORIZED, LONG, callback, head
+from service.server import MAX_BYTES_PER_SECOND, UNPACED_BYTES
+from tests.hostile.hasty import AUTHORIZED, LIVE, LONG, callback, head, start
 from tests.hostile.measure import resident
 from tests.hostile.wire import Wire, ask, request
-from tests.support.web import Web
+from tests.support.web import CREDENTIALS, Web, web_process
 
 LONG_HEADS: Final = {
     "a long header": lambda size: b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: " + b"a" * size,
@@ -87,6 +94,51 @@ def test_who_is_answered_already_is_not_listened_to_for_long(web: Web) -> None:
             assert wire.ended(LONG)
             assert sent < web.settings.max_callback_bytes + 16 * 2**20  # buffers on the way take some
     assert web.timeline(web.api.get("/v1/jobs").json()["data"][0]["id"])[-1]["problem"] == "too_large"
+
+
+def test_large_bodies_are_taken_at_one_pace_for_all(web: Web) -> None:
+    path, body = callback(web)
+    size, senders = 4 * 2**20, 4
+    began = time.monotonic()
+    with ThreadPoolExecutor(senders) as pool:
+        raw = head(path, size) + body.ljust(size)
+        answers = list(pool.map(lambda _: ask(web.port, raw, LONG), range(senders)))
+    assert [answer and answer.status for answer in answers] == [200] * senders
+    assert time.monotonic() - began > senders * (size - UNPACED_BYTES) / MAX_BYTES_PER_SECOND
+
+
+def test_bodies_in_chunks_of_one_byte_are_read_and_keep_nobody_waiting(web: Web) -> None:
+    path, body = callback(web)
+    chunked = request("POST", path, "transfer-encoding: chunked")
+    crumbs = b"".join(b"1\r\n%c\r\n" % letter for letter in body.ljust(2000))
+    answer = ask(web.port, chunked + crumbs + b"0\r\n\r\n")
+    assert answer
+    assert answer.status == 200
+
+    def waited() -> float:
+        with contextlib.ExitStack() as senders:
+            for _ in range(20):  # of what takes a second if it is read at once
+                senders.enter_context(Wire(web.port)).send(chunked + b"1\r\n \r\n" * 2**15)
+            began = time.monotonic()
+            assert ask(web.port, LIVE)
+            return time.monotonic() - began
+
+    assert min(waited() for _ in range(5)) < 0.3
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_body_that_nobody_wants_is_not_read_for_ever(redis_url: str, tmp_path: Path, stopped: bool) -> None:
+    """However slow it is we who take it."""
+    slowly = partial(start, constants={"service.server.MAX_IGNORED_PER_SECOND": 10.0})
+    with web_process(tmp_path, {"REDIS_URL": redis_url, **CREDENTIALS}, slowly) as web, Wire(web.port) as wire:
+        wire.send(head("/callbacks/apimodels/forged", 2**20) + b" " * 2**17)
+        answer = wire.answer(LONG)
+        assert answer
+        assert answer.status == 404
+        if stopped:
+            web.process.send(signal.SIGTERM)
+            web.process.wait(timeout=LONG)
+        assert wire.ended(LONG)
 
 
 def test_requests_in_a_row_are_answered_in_order_up_to_a_number(port: int) -> None:
