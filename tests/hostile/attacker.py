@@ -19,6 +19,12 @@ from typing import Any, Final
 #: A second is as slow as a drip has to be.
 _DRIP: Final = 1.0
 _BLOCK: Final = b" " * 2**18
+#: What a body of a gigabyte is sent in, over and over.
+_PIECES: Final = {
+    "length": _BLOCK,
+    "chunked": b"%x\r\n%b\r\n" % (len(_BLOCK), _BLOCK),
+    "crumbs": b"1\r\n \r\n" * 2**15,
+}
 GIGABYTE: Final = 2**30
 
 
@@ -96,18 +102,17 @@ class Attack:
                         return
             case ["gigabyte", how]:
                 path, coding = how.split()
-                await self._pump(kind, writer, f"POST {self._paths[path]} HTTP/1.1\r\nhost: x\r\n", coding == "chunked")
+                await self._pump(kind, writer, f"POST {self._paths[path]} HTTP/1.1\r\nhost: x\r\n", coding)
 
-    async def _pump(self, kind: str, writer: asyncio.StreamWriter, head: str, chunked: bool) -> None:
-        length = "transfer-encoding: chunked" if chunked else f"content-length: {GIGABYTE}"
+    async def _pump(self, kind: str, writer: asyncio.StreamWriter, head: str, coding: str) -> None:
+        length = f"content-length: {GIGABYTE}" if coding == "length" else "transfer-encoding: chunked"
         writer.write(f"{head}{length}\r\n\r\n".encode())
-        piece = b"%x\r\n%b\r\n" % (len(_BLOCK), _BLOCK) if chunked else _BLOCK
-        sent = 0
+        piece, sent = _PIECES[coding], 0
         try:
             while sent < GIGABYTE:
                 writer.write(piece)
                 await writer.drain()
-                sent += len(_BLOCK)
+                sent += len(piece)
         finally:
             self.most[kind] = max(self.most.get(kind, 0), sent)
 
