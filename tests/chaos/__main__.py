@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.audit import BOUND, Row
-from tests.chaos.cast import NotPlayed
 from tests.chaos.play import Show
 from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.store import NotPlayed
 from tests.support.processes import ROOT
 
 SEED: Final = 20260701
@@ -97,6 +97,8 @@ def main(names: tuple[str, ...], seed: int, scale: float, without: str | None, p
 
 
 def _verdict(rows: list[Row]) -> tuple[bool, str]:
+    if not rows:
+        return False, "Nothing was played"
     jobs, bad = sum(row.jobs for row in rows), sum(not row.good for row in rows)
     if bad:
         return False, f"{jobs:,} jobs: {bad} of {len(rows)} rows are bad"

@@ -34,10 +34,6 @@ class Stopped(Exception):
     """Somebody wants it to end now."""
 
 
-class NotPlayed(Exception):
-    """What the scenario takes is not there."""
-
-
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of fault."""
 

@@ -63,6 +63,7 @@ class Ledger:
     sent: dict[str, list[str]] = field(default_factory=dict)  #: the types of a job's webhooks, as they first came
     webhook_ids: dict[tuple[str, str], set[str]] = field(default_factory=dict)  #: that one event came with
     operated: set[str] = field(default_factory=set)  #: jobs that the operator had to resolve
+    ahead: int = 0  #: seconds by which Redis' clock was moved
 
     def expect(self, order: Order) -> Entry:
         entry = self.entries[order.nonce] = Entry(order)

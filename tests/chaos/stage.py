@@ -54,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     redis_proxy: bool = False
     s3_proxy: bool = False
     small_disk: bool = False
+    clock: bool = False  #: Redis' time can be moved
     subscriber: bool = True  #: somebody is sent webhooks
     settings: dict[str, str] = {}
     inside: dict[str, str] = {}  #: role → words for inside/sitecustomize.py
@@ -98,7 +99,8 @@ class Stage:
 
     def _open(self, stack: ExitStack) -> None:
         mounted = self.plan.small_disk and stack.enter_context(small_disk(self.folder / "disk"))
-        self.valkey = Valkey(self.folder / ("disk/valkey" if self.plan.small_disk else "valkey"))
+        data = self.folder / ("disk/valkey" if self.plan.small_disk else "valkey")
+        self.valkey = Valkey(data, clock=self.plan.clock)
         self.disk = Disk(self.folder / "disk", self.valkey, mounted=mounted)
         stack.callback(self.valkey.stop)
         self.valkey.start()
@@ -262,6 +264,11 @@ class Stage:
         return {name: (self.folder / f"{name}.log").read_text(errors="replace") for name in self.names}
 
     # -- time ------------------------------------------------------------------------------------------------
+
+    def let_pass(self, seconds: int) -> None:
+        """Move the clock that decides for every process."""
+        self.ledger.ahead += seconds
+        self.valkey.move(self.ledger.ahead)
 
     def let_a_minute_pass(self) -> None:
         """As if the patience with running tasks were over, every lease, and the claims of pollers that have died."""

@@ -19,14 +19,27 @@ from tests.support.servers import VALKEY_CONFIG
 
 #: Of the small disk: an append-only file of some thousand commits.
 DISK_BYTES: Final = 256 * 2**20
+#: Below /usr/lib, of whichever architecture.
+FAKETIME: Final = "*/faketime/libfaketimeMT.so.1"
+
+
+class NotPlayed(Exception):
+    """What the scenario takes is not there."""
 
 
 class Valkey:
     """One server on one folder and port, over all its lives."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, clock: bool = False) -> None:
+        """With `clock` its time can be moved.
+
+        Raises:
+            NotPlayed: That takes libfaketime, which is not installed.
+        """
         self._folder = folder
         self._folder.mkdir()
+        self._clock = folder.parent / "clock"
+        self._faked = self._fake() if clock else []
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.lives = 0
@@ -42,10 +55,25 @@ class Valkey:
         options = [word for name, value in VALKEY_CONFIG.items() for word in (f"--{name}", value)]
         server = [get_binary_path(), "--bind", "127.0.0.1", "--port", self.port, "--dir", self._folder, *options]
         # A file that may not grow is then an error that it is told, as a full disk is, and no signal that ends it.
-        command = ["/bin/sh", "-c", 'trap "" XFSZ; exec "$@"', "valkey", *map(str, server)]
+        command = ["/bin/sh", "-c", 'trap "" XFSZ; exec "$@"', "valkey", *self._faked, *map(str, server)]
         self._process = Process(command, log=self._folder.parent / "valkey.log")
         self.lives += 1
         self._process.wait_until(self._answers, "an answer to PING", timeout=30)
+
+    def _fake(self) -> list[str]:
+        """What starts the server; the shell before it would leave the library's shared memory behind."""
+        library = next(map(str, Path("/usr/lib").glob(FAKETIME)), None)
+        if library is None:
+            raise NotPlayed("a clock is moved by libfaketime, which is not installed (Debian: apt install faketime)")
+        self.move(0)
+        how = {"TIMESTAMP_FILE": self._clock, "NO_CACHE": 1, "DONT_FAKE_MONOTONIC": 1}
+        return ["env", f"LD_PRELOAD={library}", *(f"FAKETIME_{name}={value}" for name, value in how.items())]
+
+    def move(self, ahead: int) -> None:
+        """Set its clock so many seconds ahead of the machine's."""
+        fresh = self._clock.with_suffix(".new")
+        fresh.write_text(f"+{ahead}\n")
+        fresh.replace(self._clock)  # in one step: it is read at any moment
 
     def kill(self) -> None:
         self.process.kill()

@@ -9,9 +9,10 @@ import tarfile
 from pathlib import Path
 from typing import Final
 
-from tests.chaos.cast import Cast, NotPlayed, Scenario
+from tests.chaos.cast import Cast, Scenario
 from tests.chaos.scenarios.kills import both
 from tests.chaos.stage import Plan
+from tests.chaos.store import NotPlayed
 from tests.support.processes import ROOT
 
 #: The first commit that submits: before it, rows were of another kind. It knows no endpoints.

@@ -5,33 +5,28 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import time
 from typing import Any, Final
 
 from service.vendors import VENDORS as MODULES
 from tests.chaos.cast import Cast, Scenario
 from tests.chaos.ledger import Entry
 from tests.chaos.orders import CALLBACKS, CALLED, VENDORS, nonce_in, orders
-from tests.chaos.stage import Plan, Stage
+from tests.chaos.stage import Plan
 
 SICK: Final = "lipsync_studio"
 OTHERS: Final = {vendor: share for vendor, share in VENDORS.items() if vendor != SICK}
 BEFORE: Final = "others, before"
 MEANWHILE: Final = "others, meanwhile"
-#: How it is down, and how many tries of the poller's patience (1, 2, 4… 300 s) that lasts: an hour in all.
-OUTAGES: Final = (("vendor_500", 6), ("vendor_rate_limited", 6), ("vendor_garbage", 6), ("vendor_hangs", 1))
+#: How it is down: for an hour in all, in steps of so many seconds of Redis' clock.
+OUTAGES: Final = (("vendor_500", 90), ("vendor_rate_limited", 90), ("vendor_garbage", 90), ("vendor_hangs", 300))
+HOUR: Final = 3600
+#: The longest that a vendor which is down is left alone.
+LEFT_ALONE: Final = 300
 #: Jobs whose memory is measured.
 SAMPLE: Final = 500
-#: Seconds that a try takes: one that hangs is given up after 20, a submission after 60.
+#: Seconds that a step takes: a try that hangs is given up after 20, a submission after 60.
 _TRY: Final = {"vendor_hangs": 25.0}
-
-
-def let_it_be_tried(stage: Stage, vendor: str) -> None:
-    """As if the time had passed for which a vendor is left alone."""
-    desk = stage.desk
-    for key in (desk.key("vendor", vendor), desk.key("vendor", vendor, "submit")):
-        if desk.redis.exists(key):
-            desk.redis.hset(key, "retry_at", 0)
-    desk.make_due("polls", vendor)
 
 
 def down(cast: Cast) -> None:
@@ -44,17 +39,18 @@ def down(cast: Cast) -> None:
     cast.acknowledged()
     cast.wait(3)
     stage.crowd.send(orders(share * 5, chance, group=MEANWHILE, **others), rate=12)
-    for word, tries in OUTAGES[:: 1 if not cast.hasty else 2]:
+    for word, step in OUTAGES:
         stage.sandbox.order(SICK, word)
         # What is sent now may be refused (and is not paid), or stay without an answer (and an operator has to look).
         some = orders(share // 4, chance, direct=0, refusable=True, callbacks=CALLBACKS, **sick)
         stage.crowd.send(some)
-        for _ in range(tries):
+        for _ in range(HOUR // len(OUTAGES) // step):
             cast.wait(cast.seconds(_TRY.get(word, 1.2), 0.5))
-            let_it_be_tried(stage, SICK)
+            stage.let_pass(step)
         stage.sandbox.clear()
     cast.figures["calls while it was down"] = stage.sandbox.calls(SICK).get("faulted", 0)
-    let_it_be_tried(stage, SICK)
+    cast.figures["seconds by Redis' clock"] = round(int(stage.desk.redis.time()[0]) - time.time())
+    stage.let_pass(LEFT_ALONE)
     cast.over()
     cast.looks.append(unharmed)
 
@@ -119,7 +115,7 @@ def frugal(cast: Cast) -> None:
 
 
 VENDOR_FAULTS: Final = (
-    Scenario(name="vendors", jobs=1200, play=down, within=200),
+    Scenario(name="vendors", jobs=1200, play=down, plan=Plan(clock=True), within=200),
     Scenario(
         name="silent",
         jobs=10_000,
