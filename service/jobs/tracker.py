@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, Required, TypedDict, Unpack
 
 import msgspec
 from redis import Redis as SyncRedis
+from redis import ResponseError
 from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
 
 from service import metrics, tracing
 from service.jobs import rules
 from service.jobs.scripts import Ask, Commit, Idempotency, Letter, Line, pack_body, script_text
 from service.jobs.tokens import may_hold_a_secret, redact, redact_whole
+from service.jobs.wire import Wire
 from service.model import Job, Observation, Submission
 from service.settings import Settings
 
@@ -30,6 +32,8 @@ RAW_LIMIT: Final = 64 * 1024
 #: One EVALSHA holds up everybody for as long as it runs.
 BATCH_FACTS: Final = 128
 BATCH_BYTES: Final = 4 * 2**20
+#: Round trips that are under way at once; what comes meanwhile shares the next one.
+ROUND_TRIPS: Final = 2
 
 _TOLD: Final = tuple(
     name
@@ -112,7 +116,7 @@ class Tracker:
         self._text = script_text("commit", settings)
         self._deadline = settings.job_deadline * 1000
         self._rhythms = rhythms
-        self._batch = _Batch(redis.register_script(self._text))
+        self._batch = _Batch(Wire(redis.connection_pool, self._text))
 
     async def record(self, observation: Observation, **how: Unpack[How]) -> Recorded:
         """Commit one fact about a job; it is durable in Redis when this returns. `How` says what can be said about it.
@@ -224,13 +228,17 @@ def _counted(recorded: Recorded, vendor: str, seen: Observation) -> Recorded:
     return recorded
 
 
+#: A fact, and who waits to hear what became of it.
+_Waiting = tuple[bytes, "asyncio.Future[Recorded]"]
+
+
 class _Batch:
     """Sends the facts that wait in the same turn of the event loop in one round trip."""
 
-    def __init__(self, script: AsyncScript) -> None:
-        self._script = script
-        self._waiting: list[tuple[bytes, asyncio.Future[Recorded]]] = []
-        self._sending: set[asyncio.Task[None]] = set()  # the loop itself keeps no strong reference to its tasks
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._waiting: deque[_Waiting] = deque()
+        self._sending: set[asyncio.Task[None]] = set()
 
     def commit(self, fact: bytes) -> asyncio.Future[Recorded]:
         loop = asyncio.get_running_loop()
@@ -240,35 +248,37 @@ class _Batch:
         self._waiting.append((fact, answer))
         return answer
 
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        size = 0
-        batch: list[tuple[bytes, asyncio.Future[Recorded]]] = []
-        for fact, answer in waiting:
-            if batch and (len(batch) == BATCH_FACTS or size + len(fact) > BATCH_BYTES):
-                self._send(batch)
-                size, batch = 0, []
-            batch.append((fact, answer))
-            size += len(fact)
-        self._send(batch)
+    def _flush(self, over: asyncio.Task[None] | None = None) -> None:
+        """Send what waits, while there is room for another call; what is left goes when one is `over`."""
+        self._sending.discard(over)
+        while self._waiting and len(self._sending) < ROUND_TRIPS:
+            task = asyncio.get_running_loop().create_task(self._round_trip(self._next()))
+            self._sending.add(task)
+            task.add_done_callback(self._flush)
 
-    def _send(self, batch: list[tuple[bytes, asyncio.Future[Recorded]]]) -> None:
-        task = asyncio.get_running_loop().create_task(self._round_trip(batch))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+    def _next(self) -> list[_Waiting]:
+        batch = [self._waiting.popleft()]
+        size = len(batch[0][0])
+        while self._waiting and len(batch) < BATCH_FACTS and size + len(self._waiting[0][0]) <= BATCH_BYTES:
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1][0])
+        return batch
 
     async def drain(self) -> None:
         while self._waiting or self._sending:
             await asyncio.gather(*self._sending, return_exceptions=True)
             await asyncio.sleep(0)
 
-    async def _round_trip(self, batch: list[tuple[bytes, asyncio.Future[Recorded]]]) -> None:
+    async def _round_trip(self, batch: list[_Waiting]) -> None:
         answers: list[list[bytes]] = []
         error: Exception = ConnectionError("the commit was cut short")  # what a cancelled round trip leaves to say
         try:
-            answers = await self._script(args=[fact for fact, _ in batch])
+            answers = await self._wire.call([fact for fact, _ in batch])
         except Exception as caught:
             error = caught
+            if not isinstance(caught, ResponseError):  # whoever is next in line would only wait to hear the same
+                batch += self._waiting
+                self._waiting.clear()
         finally:  # whoever waits must hear of it, whatever it is
             for number, (_, waiting) in enumerate(batch):
                 if waiting.done():  # whoever asked has gone away

@@ -244,6 +244,22 @@ async def test_an_error_reaches_everybody_who_waits_and_the_facts_can_be_told_ag
     assert set(await asyncio.gather(*(desk.tell(job_id, SUCCESS) for job_id in jobs))) == {"apply"}
 
 
+async def test_while_redis_does_not_answer_nobody_waits_for_those_before(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.jobs.wire.PATIENCE", 0.2)
+    monkeypatch.setattr("service.jobs.tracker.BATCH_FACTS", 1)
+    job_id = await desk.track()
+    await desk.redis.client_pause(60_000, all=False)  # nothing is written
+    try:
+        async with asyncio.timeout(10):  # one after the other, it would take them a minute
+            answers = await asyncio.gather(*(desk.tell(job_id, SUCCESS) for _ in range(200)), return_exceptions=True)
+    finally:
+        await desk.redis.client_unpause()
+    assert {type(answer) for answer in answers} == {sync_redis.TimeoutError}
+    assert await desk.tell(job_id, SUCCESS) in ("apply", "same")
+
+
 async def test_the_plain_form_does_what_the_asyncio_form_does(desk: Desk) -> None:
     facts: list[Said] = [
         (fact(Source.SUBMIT, Status.QUEUED, model="m", metadata={"order": 7}, cost=ESTIMATE), {"create": True}),

@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 _chance: Final = random.Random(int(os.environ.get("CHAOS_SEED", "0")))
 
@@ -84,10 +84,10 @@ def _without_lease(_: float = 0.0) -> None:
 
 def _without_atomic(probability: float = 0.01) -> None:
     """The commit tells the world in a second step, and dies before it now and then."""
-    from redis.asyncio import Redis
-    from redis.commands.core import AsyncScript
+    from redis.asyncio import ConnectionPool
 
     from service.jobs import scripts
+    from service.jobs.wire import Wire
 
     whole, second = scripts.script_text, list[str]()
 
@@ -106,21 +106,19 @@ def _without_atomic(probability: float = 0.01) -> None:
 
     from service.jobs import tracker
 
-    script_of: Callable[..., Any] = tracker._Batch.__init__
+    class InTwoSteps(Wire):
+        def __init__(self, pool: ConnectionPool, script: str) -> None:
+            super().__init__(pool, script)
+            self._second = Wire(pool, second[0])
 
-    def init(self: tracker._Batch, script: AsyncScript) -> None:
-        tell = cast("Redis", script.registered_client).register_script(second[0])
-
-        async def in_two_steps(args: list[bytes]) -> Any:
-            answers, untold = await script(args=args)
+        async def call(self, args: list[bytes]) -> Any:
+            answers, untold = await super().call(args)
             if untold:
                 _die(probability)
-                await tell(args=untold)
+                await self._second.call(untold)
             return answers
 
-        script_of(self, in_two_steps)
-
-    tracker._Batch.__init__ = init  # type: ignore[method-assign]
+    vars(tracker)["Wire"] = InTwoSteps
 
 
 _UNTOLD: Final = "  UNTOLD[#UNTOLD + 1] = cjson.encode({event, id, type, job.vendor, trace})\n"
