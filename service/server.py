@@ -74,6 +74,7 @@ class Guarded(HttpToolsProtocol):
         self._sipping = Sipping(self)
         transport.set_protocol(self._sipping)
         self.flow: Paced = Paced(transport, self.loop)
+        self.access_log = False  # or each line is put together before it is thrown away
         self._begun = self.loop.time()
         self._received = self._chunk = 0
         self._beside = 0  #: bytes since the last piece of a body

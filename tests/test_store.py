@@ -375,6 +375,16 @@ async def test_a_turn_comes_when_the_oldest_of_the_last_calls_leaves_the_window(
     assert wait == 0 if expected == 0 else expected - 0.5 < wait <= expected + 0.001
 
 
+async def test_who_asks_for_a_turn_at_the_same_time_asks_together(deployment: Deployment) -> None:
+    await deployment.store.take_turn("chanjing", "read", Line(3, 10_000))  # the script is loaded
+    await deployment.redis.config_resetstat()
+    takes = (deployment.store.take_turn("kitta", "read", Line(3, 10_000)) for _ in range(5))
+    waits = await asyncio.gather(*takes)
+    assert [wait == 0 for wait in waits] == [True, True, True, False, False]
+    statistics = cast("dict[str, dict[str, int]]", await deployment.redis.info("commandstats"))
+    assert statistics["cmdstat_evalsha"]["calls"] == 1
+
+
 async def test_turns_are_counted_by_vendor_and_kind(store: Store) -> None:
     for vendor, kind in (("kitta", "read"), ("kitta", "submit"), ("chanjing", "read")):
         assert await store.take_turn(vendor, kind, Line(1, 10_000)) == 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import socket
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
@@ -119,6 +118,20 @@ class GuardedTransport(AiohttpTransport):
         return made
 
 
+class _Client(httpx.AsyncClient):
+    """httpx's client, straight onto its transport, past what would follow redirects and keep cookies."""
+
+    def __init__(self, transport: GuardedTransport, **options: Any) -> None:
+        super().__init__(transport=transport, **options)
+        self._guarded = transport
+
+    async def send(self, request: httpx.Request, *, stream: bool = False, **_: Any) -> httpx.Response:
+        response = await self._guarded.handle_async_request(request)
+        if not stream:
+            await response.aread()
+        return response
+
+
 def client(*, allow_private_networks: bool, connections: int = 100, reuse: bool = True) -> httpx.AsyncClient:
     """An httpx client over the guarded transport. It follows no redirects by itself.
 
@@ -126,13 +139,11 @@ def client(*, allow_private_networks: bool, connections: int = 100, reuse: bool 
     unknown whether the request was read.
     """
     transport = GuardedTransport(allow_private_networks=allow_private_networks, connections=connections, reuse=reuse)
-    return httpx.AsyncClient(
-        transport=transport,
+    return _Client(
+        transport,
         timeout=httpx.Timeout(READ_SECONDS, connect=10, pool=60),
         headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-        cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=())),  # none is taken, so none is sent
         trust_env=False,
-        follow_redirects=False,
     )
 
 

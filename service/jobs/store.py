@@ -13,6 +13,7 @@ Writes that change a job go through `commit.lua` alone, by way of tracker.py. Al
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any, Final, cast
@@ -101,6 +102,8 @@ class Store:
         self._held: AsyncScript = redis.register_script(script_text("held", settings))
         self._sweep: AsyncScript = redis.register_script(script_text("sweep", settings))
         self._retire: AsyncScript = redis.register_script(script_text("retire", settings))
+        self._askers: dict[tuple[str, str, Line], int] = {}
+        self._asked: dict[tuple[str, str, Line], asyncio.Task[list[int]]] = {}
 
     def key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
@@ -316,8 +319,20 @@ class Store:
         return self.key("vendor", vendor) if kind == "read" else self.key("vendor", vendor, kind)
 
     async def take_turn(self, vendor: str, kind: str, line: Line) -> float:
-        """Seconds to wait before a call may be made; 0 where the turn is taken by this very question."""
-        return int(await self._vendor(args=["take", vendor, kind, line.requests, line.window])) / 1000
+        """Seconds to wait before a call may be made; 0 where the turn is taken by this very question.
+
+        Who asks the same in the same turn of the event loop asks together.
+        """
+        wanted = (vendor, kind, line)
+        self._askers[wanted] = number = self._askers.get(wanted, 0) + 1
+        if number == 1:
+            self._asked[wanted] = asyncio.create_task(self._take_turns(*wanted))
+        taken, wait = await asyncio.shield(self._asked[wanted])
+        return 0.0 if number <= taken else wait / 1000
+
+    async def _take_turns(self, vendor: str, kind: str, line: Line) -> list[int]:
+        number = self._askers.pop((vendor, kind, line))
+        return cast("list[int]", await self._vendor(args=["take", vendor, kind, line.requests, line.window, number]))
 
     async def submit_turn(self, vendor: str, job_id: str, line: Line | None) -> float:
         """The same for a job that is to be sent: in the order of the line, and not while its vendor is left alone."""

@@ -1,8 +1,9 @@
 #!lua
 -- How a vendor is doing, and how often it may be called, over all processes; `kind` is the kind of call: read, submit, upload.
 -- ARGV: 'well', vendor, kind · 'unwell', vendor, kind, wait ms (0: doubles with every failure in a row, from 1 s to 5 min), age of the
--- call in ms (what was under way when another failed is the same failure) → ms until the next try · 'take', vendor, kind, requests, window ms → ms to wait before the call may be made (0: made now). A log of the last
--- calls, so that no window of that length, wherever it begins, holds more than `requests`.
+-- call in ms (what was under way when another failed is the same failure) → ms until the next try · 'take', vendor, kind, requests,
+-- window ms, number → how many of so many calls may be made now, and ms to wait before the next one. A log of the last calls, so that no
+-- window of that length, wherever it begins, holds more than `requests`.
 -- 'turn', vendor, 'submit', requests (0: no limit), window ms, job id → the same for a job that is to be submitted, in the order of the line.
 
 local what, vendor, kind = ARGV[1], ARGV[2], ARGV[3]
@@ -29,12 +30,14 @@ local function log_call()
 end
 
 if what == 'take' then
-  local oldest = redis.call('LINDEX', calls, requests - 1)
-  if oldest and NOW - tonumber(oldest) <= window then
-    return window - (NOW - tonumber(oldest)) + 1
+  for taken = 0, ARGV[6] - 1 do
+    local oldest = redis.call('LINDEX', calls, requests - 1)
+    if oldest and NOW - tonumber(oldest) <= window then
+      return {taken, window - (NOW - tonumber(oldest)) + 1}
+    end
+    log_call()
   end
-  log_call()
-  return 0
+  return {tonumber(ARGV[6]), 0}
 end
 
 local id, turns = ARGV[6], key('turns', vendor)
