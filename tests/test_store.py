@@ -262,6 +262,17 @@ async def test_jobs_from_before_the_vendor_had_credentials_are_watched_from_now_
     assert await deployment.redis.zscore("callsheet:polls:chanjing", elsewhere) is None
 
 
+async def test_a_look_at_what_is_not_watched_takes_some_of_many_jobs_and_comes_round(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.jobs.store.WATCHED", 2)
+    jobs = [await track(deployment, number) for number in range(5)]
+    await deployment.redis.zrem("callsheet:polls:kitta", *jobs)
+    assert [await deployment.store.watch("kitta", 5) for _ in range(4)] == [2, 2, 1, 0]
+    await deployment.redis.zrem("callsheet:polls:kitta", jobs[1], jobs[3])
+    assert [await deployment.store.watch("kitta", 5) for _ in range(3)] == [1, 0, 1]
+
+
 async def members(deployment: Deployment, key: str) -> list[tuple[bytes, float]]:
     found = await deployment.redis.zrange(key, 0, -1, withscores=True)
     return cast("list[tuple[bytes, float]]", found)

@@ -240,12 +240,14 @@ class Poller:
         return gone == CLAIM
 
     async def watch(self) -> bool:
-        """Look after jobs that were registered before their vendor had credentials."""
+        """Look after jobs from before their vendor had credentials. Where there are some, there are more."""
+        more = False
         for slug in self._askable:
             found = await self._store.watch(slug, await self._store.now_ms())
             if found:
                 _log.info("watched from now on", vendor=slug, jobs=found)
-        return False
+                more = True
+        return more
 
 
 def _observed(answer: Answer[Observation]) -> Observation:

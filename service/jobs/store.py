@@ -29,6 +29,9 @@ from service.jobs.scripts import Line, script_text, unpack_body
 from service.model import Job, Status, Submission, first_id
 from service.settings import Settings
 
+#: Live jobs that one look makes sure of: however many there are, a look costs the same.
+WATCHED: Final = 1000
+
 
 class Claim(msgspec.Struct, frozen=True):
     """A job that is due for a look, held by whoever claimed it until the lease is over."""
@@ -102,6 +105,7 @@ class Store:
         self._held: AsyncScript = redis.register_script(script_text("held", settings))
         self._sweep: AsyncScript = redis.register_script(script_text("sweep", settings))
         self._retire: AsyncScript = redis.register_script(script_text("retire", settings))
+        self._unwatched: dict[str, str] = {}  #: index → where the rest of it begins
         self._askers: dict[tuple[str, str, Line], int] = {}
         self._asked: dict[tuple[str, str, Line], asyncio.Task[list[int]]] = {}
 
@@ -268,16 +272,18 @@ class Store:
         return int(await self._sweep(args=[limit]))
 
     async def watch(self, vendor: str, now_ms: int) -> int:
-        """Make sure that every live job of a vendor is looked at some time; how many were not.
+        """Make sure that live jobs of a vendor are looked at some time, others with each call; how many were not.
 
         For jobs that were registered while the vendor had no credentials.
         """
         found = 0
         for status in (Status.QUEUED, Status.PROCESSING):
             index = self.key("jobs", vendor, status.value, "none")
-            ids = cast("list[bytes]", await self.redis.zrange(index, 0, -1))
-            for start in range(0, len(ids), 1000):
-                due = dict.fromkeys(ids[start : start + 1000], now_ms)
+            rest = self._unwatched.get(index, "-")
+            ids = cast("list[bytes]", await self.redis.zrange(index, rest, "+", bylex=True, offset=0, num=WATCHED))
+            self._unwatched[index] = f"({_text(ids[-1])}" if len(ids) == WATCHED else "-"
+            if ids:
+                due = dict.fromkeys(ids, now_ms)
                 found += int(await self.redis.zadd(self.key("polls", vendor), due, nx=True) or 0)
         return found
 
