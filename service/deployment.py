@@ -11,8 +11,10 @@ from typing import Self
 from redis.asyncio import Redis
 
 from service import logs, metrics, reports, tracing
+from service.jobs.calls import Calls
+from service.jobs.connection import connect
 from service.jobs.scripts import Ask
-from service.jobs.store import Store, connect
+from service.jobs.store import Store
 from service.jobs.sums import Sums
 from service.jobs.tokens import Tokens, redact
 from service.jobs.tracker import Tracker
@@ -28,6 +30,7 @@ class Deployment:
         self.settings = settings
         self.redis: Redis = connect(settings)
         self.store = Store(self.redis, settings)
+        self.calls = Calls(self.store, settings)
         self.sums = Sums(self.redis, self.store, settings)
         self.tracker = Tracker(self.redis, settings, rhythms(settings))
         self.tokens = Tokens(settings.secret_keys, settings.public_url)

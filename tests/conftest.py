@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from service.deployment import Deployment, opened
+from service.jobs.calls import Calls
 from service.jobs.store import Store
 from service.settings import Settings
 from tests.support import deployment as deployments
@@ -94,6 +95,11 @@ async def deployment(settings: Settings) -> AsyncIterator[Deployment]:
 @pytest.fixture
 def store(deployment: Deployment) -> Store:
     return deployment.store
+
+
+@pytest.fixture
+def calls(deployment: Deployment) -> Calls:
+    return deployment.calls
 
 
 @pytest.fixture

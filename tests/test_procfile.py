@@ -20,7 +20,7 @@ import pytest
 import redis
 
 from service.cli.demo_plan import SCENES
-from service.jobs.store import connect_sync
+from service.jobs.connection import connect_sync
 from service.settings import Settings, load
 from service.vendors import VENDORS
 from tests.support.processes import ROOT, Process, Processes, eventually, free_port

@@ -22,7 +22,7 @@ from rq.utils import utcparse
 
 from service.deployment import Deployment
 from service.jobs import tasks
-from service.jobs.store import connect_sync
+from service.jobs.connection import connect_sync
 from service.model import Archive, Observation, Output, Source, Status, new_id
 from tests.support.deployment import environment, settings
 from tests.support.processes import BIN, Processes

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from service.deployment import Deployment
+from service.jobs.calls import Calls
 from service.jobs.scripts import Line
 from service.jobs.store import Store
 from service.model import Archive, Job, Observation, Output, Problem, Source, Status, new_id
@@ -231,7 +232,7 @@ async def test_claims_of_one_vendor_leave_those_of_another(deployment: Deploymen
 async def test_deadlines_are_claimed_once_and_again_after_the_lease(deployment: Deployment) -> None:
     jobs = [await track(deployment, number) for number in range(5)]
     await make_due(deployment, "deadlines", *jobs[:4])
-    claims = await asyncio.gather(*(deployment.store.claim_deadlines(50, 2) for _ in range(3)))
+    claims = await asyncio.gather(*(deployment.store.claim_deadlines(1_000, 2) for _ in range(3)))
     assert sorted(len(claimed) for claimed in claims) == [0, 2, 2]
     assert {job_id for claimed in claims for job_id in claimed} == set(jobs[:4])
     again = await eventually_async(lambda: deployment.store.claim_deadlines(LEASE_MS, 10), "the leases' end")
@@ -286,45 +287,45 @@ async def wait_over(deployment: Deployment, vendor: str = "kitta") -> None:
     await deployment.redis.hset(deployment.store.key("vendor", vendor), "retry_at", "1")
 
 
-async def test_the_wait_for_an_unwell_vendor_doubles_up_to_five_minutes(store: Store) -> None:
-    assert [await store.vendor_unwell("kitta") for _ in range(12)] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
-    await store.vendor_well("kitta")
-    assert await store.vendor_unwell("kitta") == 1
+async def test_the_wait_for_an_unwell_vendor_doubles_up_to_five_minutes(calls: Calls) -> None:
+    assert [await calls.unwell("kitta") for _ in range(12)] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+    await calls.well("kitta")
+    assert await calls.unwell("kitta") == 1
 
 
 @pytest.mark.parametrize(("asked_for", "expected"), [(500, 1), (1_500, 1.5), (3_600_000, 3_600)])
-async def test_a_vendor_that_asks_to_be_left_alone_is(store: Store, asked_for: int, expected: float) -> None:
-    assert await store.vendor_unwell("kitta", asked_for) == expected
+async def test_a_vendor_that_asks_to_be_left_alone_is(calls: Calls, asked_for: int, expected: float) -> None:
+    assert await calls.unwell("kitta", asked_for) == expected
 
 
-async def test_vendors_are_unwell_one_by_one(store: Store) -> None:
+async def test_vendors_are_unwell_one_by_one(calls: Calls) -> None:
     for _ in range(3):
-        await store.vendor_unwell("kitta")
-    assert await store.vendor_unwell("chanjing") == 1
+        await calls.unwell("kitta")
+    assert await calls.unwell("chanjing") == 1
 
 
 async def test_no_job_of_an_unwell_vendor_is_claimed_until_one_process_tries_it_with_one(
     deployment: Deployment,
 ) -> None:
-    store = deployment.store
+    store, calls = deployment.store, deployment.calls
     jobs = [await track(deployment, number) for number in range(5)]
     await make_due(deployment, "polls:kitta", *jobs)
-    await store.vendor_unwell("kitta")
+    await calls.unwell("kitta")
     assert await store.claim_polls("kitta", LEASE_MS, 10) == []
 
     await wait_over(deployment)
     tries = await asyncio.gather(*(store.claim_polls("kitta", LEASE_MS, 10) for _ in range(5)))
     assert sorted(len(claims) for claims in tries) == [0, 0, 0, 0, 1]
 
-    await store.vendor_well("kitta")
+    await calls.well("kitta")
     assert len(await store.claim_polls("kitta", LEASE_MS, 10)) == 4
 
 
 async def test_a_try_whose_process_died_is_made_by_another(deployment: Deployment) -> None:
-    store = deployment.store
+    store, calls = deployment.store, deployment.calls
     jobs = [await track(deployment, number) for number in range(2)]
     await make_due(deployment, "polls:kitta", *jobs)
-    await store.vendor_unwell("kitta")
+    await calls.unwell("kitta")
     await wait_over(deployment)
     assert len(await store.claim_polls("kitta", 50, 10)) == 1
     again = await eventually_async(lambda: store.claim_polls("kitta", LEASE_MS, 10), "another try")
@@ -334,9 +335,9 @@ async def test_a_try_whose_process_died_is_made_by_another(deployment: Deploymen
 async def test_without_a_job_to_try_it_with_an_unwell_vendor_waits_for_the_first_that_is_due(
     deployment: Deployment,
 ) -> None:
-    store = deployment.store
+    store, calls = deployment.store, deployment.calls
     job_id = await track(deployment)
-    await store.vendor_unwell("kitta")
+    await calls.unwell("kitta")
     await wait_over(deployment)
     assert await store.claim_polls("kitta", LEASE_MS, 10) == []
     await make_due(deployment, "polls:kitta", job_id)
@@ -351,7 +352,7 @@ async def test_no_window_holds_more_calls_than_are_allowed_however_many_want_one
     calls: list[int] = []
 
     async def take() -> bool:
-        wait = await deployment.store.take_turn("kitta", "read", Line(allowed, window_ms))
+        wait = await deployment.calls.take_turn("kitta", "read", Line(allowed, window_ms))
         assert 0 <= wait <= (window_ms + 1) / 1000
         return wait == 0
 
@@ -382,28 +383,28 @@ async def test_a_turn_comes_when_the_oldest_of_the_last_calls_leaves_the_window(
     now = await deployment.store.now_ms()
     if ages_ms:
         await deployment.redis.rpush("callsheet:calls:kitta:read", *(str(now - age) for age in ages_ms))
-    wait = await deployment.store.take_turn("kitta", "read", Line(3, 10_000))
+    wait = await deployment.calls.take_turn("kitta", "read", Line(3, 10_000))
     assert wait == 0 if expected == 0 else expected - 0.5 < wait <= expected + 0.001
 
 
 async def test_who_asks_for_a_turn_at_the_same_time_asks_together(deployment: Deployment) -> None:
-    await deployment.store.take_turn("chanjing", "read", Line(3, 10_000))  # the script is loaded
+    await deployment.calls.take_turn("chanjing", "read", Line(3, 10_000))  # the script is loaded
     await deployment.redis.config_resetstat()
-    takes = (deployment.store.take_turn("kitta", "read", Line(3, 10_000)) for _ in range(5))
+    takes = (deployment.calls.take_turn("kitta", "read", Line(3, 10_000)) for _ in range(5))
     waits = await asyncio.gather(*takes)
     assert [wait == 0 for wait in waits] == [True, True, True, False, False]
     statistics = cast("dict[str, dict[str, int]]", await deployment.redis.info("commandstats"))
     assert statistics["cmdstat_evalsha"]["calls"] == 1
 
 
-async def test_turns_are_counted_by_vendor_and_kind(store: Store) -> None:
+async def test_turns_are_counted_by_vendor_and_kind(calls: Calls) -> None:
     for vendor, kind in (("kitta", "read"), ("kitta", "submit"), ("chanjing", "read")):
-        assert await store.take_turn(vendor, kind, Line(1, 10_000)) == 0
-        assert await store.take_turn(vendor, kind, Line(1, 10_000)) > 0
+        assert await calls.take_turn(vendor, kind, Line(1, 10_000)) == 0
+        assert await calls.take_turn(vendor, kind, Line(1, 10_000)) > 0
 
 
 async def test_a_log_of_calls_is_forgotten_with_its_window(deployment: Deployment) -> None:
-    await deployment.store.take_turn("kitta", "read", Line(3, 10_000))
+    await deployment.calls.take_turn("kitta", "read", Line(3, 10_000))
     assert 0 < await deployment.redis.pttl("callsheet:calls:kitta:read") <= 10_000
 
 
@@ -411,24 +412,24 @@ async def test_a_log_of_calls_is_forgotten_with_its_window(deployment: Deploymen
 
 
 async def test_a_cached_token_is_there_until_it_is_refused_or_dies(deployment: Deployment) -> None:
-    store = deployment.store
-    assert await store.cached_token("chanjing") is None
-    await store.cache_token("chanjing", "first", 600)
-    assert await store.cached_token("chanjing") == "first"
+    calls = deployment.calls
+    assert await calls.cached_token("chanjing") is None
+    await calls.cache_token("chanjing", "first", 600)
+    assert await calls.cached_token("chanjing") == "first"
     assert 590 < await deployment.redis.ttl("callsheet:token:chanjing") <= 600
-    await store.drop_token("chanjing", "first")
-    assert await store.cached_token("chanjing") is None
+    await calls.drop_token("chanjing", "first")
+    assert await calls.cached_token("chanjing") is None
 
 
-async def test_a_refused_token_does_not_take_its_successor_along(store: Store) -> None:
-    await store.cache_token("chanjing", "second", 600)
-    await store.drop_token("chanjing", "first")
-    assert await store.cached_token("chanjing") == "second"
+async def test_a_refused_token_does_not_take_its_successor_along(calls: Calls) -> None:
+    await calls.cache_token("chanjing", "second", 600)
+    await calls.drop_token("chanjing", "first")
+    assert await calls.cached_token("chanjing") == "second"
 
 
 @pytest.mark.parametrize("seconds", [0, -5])
 async def test_a_token_that_is_dead_already_is_not_kept(deployment: Deployment, seconds: int) -> None:
-    await deployment.store.cache_token("chanjing", "old", seconds)
+    await deployment.calls.cache_token("chanjing", "old", seconds)
     assert await deployment.redis.ttl("callsheet:token:chanjing") <= 1
 
 

@@ -19,8 +19,8 @@ import pytest
 from msgspec.structs import replace
 
 from service.deployment import opened
+from service.jobs.calls import Calls
 from service.jobs.scripts import TRIAL_MS, Line
-from service.jobs.store import Store
 from service.model import JobError, Limit, Observation, Source, Status
 from service.settings import Account, Settings
 from tests.support import deployment as deployments
@@ -49,7 +49,7 @@ def in_line(desk: Desk) -> dict[str, int]:
     return {id_.decode(): int(at) for id_, at in found}
 
 
-def calls(desk: Desk) -> list[int]:
+def called(desk: Desk) -> list[int]:
     """When the last calls were made (ms), oldest first."""
     return [int(at) for at in reversed(desk.redis.lrange(desk.key("calls", SLUG, "submit"), 0, -1))]
 
@@ -75,11 +75,11 @@ async def test_processes_that_share_a_line_never_exceed_the_limit(
     settings = replace(settings, accounts=limited(settings.accounts, requests, 0.01))
     line, turns, nothing = line_of(settings), list[Turn](), asyncio.Event()
 
-    async def see_to(number: int, job_id: str, stores: list[Store]) -> None:
+    async def see_to(number: int, job_id: str, processes: list[Calls]) -> None:
         while True:
             await stopped(nothing, chance.random() * 0.02)  # until a worker takes the task
             asked = time.monotonic()
-            wait = await chance.choice(stores).submit_turn(SLUG, job_id, line)
+            wait = await chance.choice(processes).submit_turn(SLUG, job_id, line)
             if wait == 0:
                 turns.append(Turn(number, asked, time.monotonic()))
                 return
@@ -88,10 +88,10 @@ async def test_processes_that_share_a_line_never_exceed_the_limit(
 
     async with AsyncExitStack() as stack, asyncio.timeout(30):
         desk = stack.enter_context(desk_of(settings))
-        stores = [(await stack.enter_async_context(opened(settings))).store for _ in range(8)]
+        processes = [(await stack.enter_async_context(opened(settings))).calls for _ in range(8)]
         async with asyncio.TaskGroup() as jobs:
             for number in range(count):
-                jobs.create_task(see_to(number, order(desk, SLUG), stores))
+                jobs.create_task(see_to(number, order(desk, SLUG), processes))
                 if chance.random() < 0.2:
                     await stopped(nothing, chance.random() * 0.1)
 
@@ -129,7 +129,7 @@ async def test_an_estimate_is_when_the_window_will_have_room(settings: Settings,
     with desk_of(settings) as desk:
         async with opened(settings) as deployment:
             for _ in range(120):
-                waiting, made = in_line(desk), calls(desk)
+                waiting, made = in_line(desk), called(desk)
                 now = desk.now_ms()
                 action = chance.choice(["come", "come", "ask", "ask", "leave", "time"])
                 if action == "come":
@@ -150,9 +150,9 @@ async def test_an_estimate_is_when_the_window_will_have_room(settings: Settings,
                         continue
                     recent = [at for at in made if at > now - line.window]
                     rank, free = list(waiting).index(job_id), requests - len(recent)
-                    wait = 1000 * await deployment.store.submit_turn(SLUG, job_id, line)
+                    wait = 1000 * await deployment.calls.submit_turn(SLUG, job_id, line)
                     if rank < free:
-                        assert (wait, job_id in in_line(desk), len(calls(desk))) == (
+                        assert (wait, job_id in in_line(desk), len(called(desk))) == (
                             0,
                             False,
                             min(len(made) + 1, requests),
@@ -185,13 +185,13 @@ async def test_who_leaves_the_line_frees_his_place(settings: Settings, how: str)
         first, second, third = (order(desk, SLUG) for _ in range(3))
         async with opened(settings) as deployment:
             line = line_of(settings)
-            assert await deployment.store.submit_turn(SLUG, first, line) == 0
+            assert await deployment.calls.submit_turn(SLUG, first, line) == 0
             assert list(in_line(desk)) == [second, third]
             desk.record(LEAVING[how](), vendor=SLUG, job_id=second)
             assert list(in_line(desk)) == [third]
             assert desk.job(second).scheduled_at is None
             make_room(desk, 62)
-            assert await deployment.store.submit_turn(SLUG, third, line) == 0
+            assert await deployment.calls.submit_turn(SLUG, third, line) == 0
 
 
 async def test_a_job_whose_worker_died_at_the_head_of_the_line_holds_up_the_others_for_a_while_only(
@@ -228,36 +228,36 @@ async def test_jobs_that_are_not_ready_hold_up_no_other(settings: Settings, sand
 # -- a vendor that is unwell -------------------------------------------------------------------------------------------
 
 
-async def test_the_longer_a_vendor_fails_the_longer_it_is_left_alone(store: Store) -> None:
-    waits = [await store.vendor_unwell(SLUG, 0, "submit") for _ in range(11)]
+async def test_the_longer_a_vendor_fails_the_longer_it_is_left_alone(calls: Calls) -> None:
+    waits = [await calls.unwell(SLUG, 0, "submit") for _ in range(11)]
     assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
-    assert await store.vendor_unwell(SLUG, 3_600_000, "submit") == 3600
-    await store.vendor_well(SLUG, "submit")
-    assert await store.vendor_unwell(SLUG, 0, "submit") == 1
-    assert await store.vendor_unwell(SLUG) == 1  # asking is another matter than ordering
+    assert await calls.unwell(SLUG, 3_600_000, "submit") == 3600
+    await calls.well(SLUG, "submit")
+    assert await calls.unwell(SLUG, 0, "submit") == 1
+    assert await calls.unwell(SLUG) == 1  # asking is another matter than ordering
 
 
-async def test_what_failed_at_the_same_time_failed_once(store: Store, desk: Desk) -> None:
-    first = await store.vendor_unwell(SLUG, 2000, "submit", age_ms=300)
+async def test_what_failed_at_the_same_time_failed_once(calls: Calls, desk: Desk) -> None:
+    first = await calls.unwell(SLUG, 2000, "submit", age_ms=300)
     for age in (0, 300, 60_000):
         desk.redis.hset(desk.key("vendor", SLUG, "submit"), "failed_at", desk.now_ms() + (age == 0))
-        assert first - 1 < await store.vendor_unwell(SLUG, 0, "submit", age_ms=age + 100) <= first
+        assert first - 1 < await calls.unwell(SLUG, 0, "submit", age_ms=age + 100) <= first
     assert desk.redis.hget(desk.key("vendor", SLUG, "submit"), "failures") == b"1"
     desk.redis.hset(desk.key("vendor", SLUG, "submit"), "failed_at", desk.now_ms() - 1000)
-    assert await store.vendor_unwell(SLUG, 0, "submit", age_ms=500) == 2  # it began after the first had failed
+    assert await calls.unwell(SLUG, 0, "submit", age_ms=500) == 2  # it began after the first had failed
 
 
 @pytest.mark.parametrize("line", [None, Line(5, 60_000)], ids=["without a limit", "with a limit"])
 async def test_after_an_outage_one_tries_and_the_others_wait_to_hear_how_it_went(
-    store: Store, desk: Desk, line: Line | None
+    calls: Calls, desk: Desk, line: Line | None
 ) -> None:
     async def ask(job_id: str) -> float:
-        return await store.submit_turn(SLUG, job_id, line)
+        return await calls.submit_turn(SLUG, job_id, line)
 
     def pass_time() -> None:
         desk.redis.hset(desk.key("vendor", SLUG, "submit"), "retry_at", desk.now_ms() - 1)
 
-    wait = await store.vendor_unwell(SLUG, 2000, "submit")
+    wait = await calls.unwell(SLUG, 2000, "submit")
     for job_id in ("job_a", "job_b", "job_c"):
         assert wait - 1 < await ask(job_id) < wait + 0.1
     pass_time()
@@ -268,7 +268,7 @@ async def test_after_an_outage_one_tries_and_the_others_wait_to_hear_how_it_went
     pass_time()  # and nobody has heard of the first
     assert await ask("job_b") == 0
     assert 0 < await ask("job_c") <= TRIAL_MS / 1000
-    await store.vendor_well(SLUG, "submit")
+    await calls.well(SLUG, "submit")
     assert await ask("job_c") == 0
     assert await ask("job_d") == 0
 

@@ -35,8 +35,8 @@ from rq.utils import utcformat
 from service import logs, metrics, tracing
 from service.deployment import Deployment, configured, opened
 from service.jobs import tasks
+from service.jobs.connection import connect_sync
 from service.jobs.endpoints import MAX_ENDPOINTS
-from service.jobs.store import connect_sync
 from service.settings import Settings
 from workers import archive, notify, outbound, submit
 from workers.archive import Archivist

@@ -59,6 +59,7 @@ class Poller:
 
     def __init__(self, deployment: Deployment, vendors: VendorClient) -> None:
         self._store = deployment.store
+        self._calls = deployment.calls
         self._tracker = deployment.tracker
         self._vendors = vendors
         self._settings = deployment.settings
@@ -111,7 +112,7 @@ class Poller:
             if fine and left:
                 fine = await self._look_at_each(slug, left)
         if fine:
-            await self._store.vendor_well(slug)
+            await self._calls.well(slug)
         return fine and len(claims) == CLAIM
 
     async def _look_at_list(self, slug: str, left: dict[str, Claim]) -> bool:
@@ -195,7 +196,7 @@ class Poller:
         self, slug: str, answer: Refusal | Observation, retry_after: float, left: dict[str, Claim]
     ) -> bool:
         """The vendor is unwell: leave it alone for a while, and look at the claimed jobs when it is tried again."""
-        wait = await self._store.vendor_unwell(slug, int(retry_after * 1000))
+        wait = await self._calls.unwell(slug, int(retry_after * 1000))
         at = await self._store.now_ms() + int(wait * 1000)
         jobs = [claim.job_id for claim in left.values()]
         left.clear()  # nobody holds them any longer

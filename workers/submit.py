@@ -49,6 +49,7 @@ class Submitter:
     def __init__(self, deployment: Deployment, http: httpx.AsyncClient, interrupted: asyncio.Event) -> None:
         """`http` is a client that uses no connection twice."""
         self._store = deployment.store
+        self._calls = deployment.calls
         self._tracker = deployment.tracker
         self._tokens = deployment.tokens
         self._accounts = deployment.settings.accounts
@@ -130,7 +131,7 @@ class Submitter:
         """
         slug, model = job.vendor, order.model.name
         limit = self._accounts[slug].limits.get("submit")
-        if wait := await self._store.submit_turn(slug, job.id, Line.of(limit) if limit else None):
+        if wait := await self._calls.submit_turn(slug, job.id, Line.of(limit) if limit else None):
             metrics.rate_limit_wait_seconds(slug, "submit").observe(wait)
             return await self._wait(job, wait)
         sending, began = uuid4().hex, time.monotonic()
@@ -155,7 +156,7 @@ class Submitter:
         if answer.reading.problem is not None:
             return await self._unanswered(job, answer.reading, answer.raw, sending)
         taken = await self._record(job, replace(answer.reading, model=model, detail=model), raw=answer.raw)
-        await self._store.vendor_well(slug, "submit")
+        await self._calls.well(slug, "submit")
         return taken
 
     async def _wait(self, job: Job, seconds: float) -> str:
@@ -178,9 +179,9 @@ class Submitter:
             seen = Observation(source=Source.SUBMIT, status=Status.PENDING, detail="not taken: the token had died")
             return await self._record(job, seen, expect={"_sent": sending})
         if no.code not in _PASSING:
-            await self._store.vendor_well(job.vendor, "submit")  # it answers
+            await self._calls.well(job.vendor, "submit")  # it answers
             return await self._failed(job, no, answer.raw, sending)
-        wait = await self._store.vendor_unwell(job.vendor, int(answer.retry_after * 1000), "submit", age_ms)
+        wait = await self._calls.unwell(job.vendor, int(answer.retry_after * 1000), "submit", age_ms)
         seen = Observation(source=Source.SUBMIT, status=Status.PENDING, detail=f"not taken: {no.code}: {no.message}")
         return await self._record(
             job, seen, raw=answer.raw, task=tasks.SUBMIT, retry_in=wait, expect={"_sent": sending}

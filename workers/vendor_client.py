@@ -56,6 +56,7 @@ class VendorClient:
 
     def __init__(self, deployment: Deployment, http: httpx.AsyncClient) -> None:
         self._store = deployment.store
+        self._calls = deployment.calls
         self._accounts = deployment.settings.accounts
         self._http = http
 
@@ -72,7 +73,7 @@ class VendorClient:
         """Make a call that may be made again, when its turn in the limit for its kind has come."""
         # The turn is in Redis, where no event of this process is ever set.
         line = Line.of(self._accounts[slug].limits[kind])
-        while wait := await self._store.take_turn(slug, kind, line):
+        while wait := await self._calls.take_turn(slug, kind, line):
             metrics.rate_limit_wait_seconds(slug, kind).observe(wait)
             await asyncio.sleep(wait)
         return await self._call(slug, request, read)
@@ -97,19 +98,19 @@ class VendorClient:
             return ""
         owner = uuid4().hex
         for _ in range(_TOKEN_LOCK_MS // 100):
-            cached = await self._store.cached_token(slug)
+            cached = await self._calls.cached_token(slug)
             if cached:
                 return cached
             if await self._store.lease(f"token-{slug}", owner, _TOKEN_LOCK_MS):
                 break
             await asyncio.sleep(0.1)  # another process is getting one
         try:
-            if cached := await self._store.cached_token(slug):  # made while we waited for our turn
+            if cached := await self._calls.cached_token(slug):  # made while we waited for our turn
                 return cached
             token = (await self._send(slug, request, None, lambda _, body: vendor.read_token(body))).reading
             if isinstance(token, Refusal):
                 return token
-            await self._store.cache_token(slug, token.value, int(token.expires_at - time.time() - _TOKEN_MARGIN))
+            await self._calls.cache_token(slug, token.value, int(token.expires_at - time.time() - _TOKEN_MARGIN))
             return token.value
         finally:
             await self._store.give_up(f"token-{slug}", owner)
@@ -118,7 +119,7 @@ class VendorClient:
         """Whether the vendor refused the token, which is then forgotten."""
         if not (token and isinstance(answer.reading, Refusal) and answer.reading.code == "unauthorized"):
             return False
-        await self._store.drop_token(slug, token)
+        await self._calls.drop_token(slug, token)
         return True
 
     async def _call(self, slug: str, request: Request, read: Reader[T]) -> Answer[T]:

@@ -80,7 +80,7 @@ def routes(deployment: Deployment) -> list[Route]:
 
 class _Overviews:
     def __init__(self, deployment: Deployment) -> None:
-        self._store = deployment.store
+        self._calls = deployment.calls
         self._sums = deployment.sums
         self._windows = {
             slug: {kind: limit.seconds for kind, limit in account.limits.items()}
@@ -130,7 +130,7 @@ class _Overviews:
                 in_line=health.in_line,
                 polls_due=int(gauges.get(f'callsheet_polls_due{{vendor="{slug}"}}', 0)),
             )
-            for slug, health in (await self._store.vendor_health(self._windows)).items()
+            for slug, health in (await self._calls.health(self._windows)).items()
         }
 
 

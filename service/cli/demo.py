@@ -29,7 +29,7 @@ from service.cli.jobs import ended
 from service.cli.local import Local
 from service.cli.output import console, json_option, price, print_json, since, table
 from service.jobs import tasks
-from service.jobs.store import connect_sync
+from service.jobs.connection import connect_sync
 from service.settings import Settings, load
 from service.vendors import VENDORS
 

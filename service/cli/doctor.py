@@ -22,8 +22,8 @@ from service.cli.client import environment
 from service.cli.output import console, json_option, print_json
 from service.deployment import opened
 from service.jobs import tasks
+from service.jobs.connection import connect_sync
 from service.jobs.endpoints import Endpoints
-from service.jobs.store import connect_sync
 from service.model import Endpoint
 from service.settings import MIN_API_KEY, Settings, SettingsError
 from service.storage import Storage, StorageError

@@ -10,7 +10,7 @@ from redis import RedisError
 
 from service.cli.client import Client, deployment_settings
 from service.cli.output import coloured, console, json_option, print_json, table
-from service.jobs.store import connect_sync
+from service.jobs.connection import connect_sync
 from service.model import VERDICTS, Archive, Status
 from service.vendors import VENDORS
 

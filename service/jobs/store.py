@@ -4,28 +4,22 @@ Writes that change a job go through `commit.lua` alone, by way of tracker.py. Al
 
     job:{id} hash · timeline:{id} list · jobs:{vendor}:{status}:{archive} zset of ids · indexes set of those keys
     vendor_jobs:{vendor} hash, vendor's id → ours · parked:{vendor}:{vendor's id} list · idempotency:{…} string
-    polls:{vendor}, deadlines zsets of ids by due time · tasks the same of RQ job ids · turns:{vendor} the same by turn
-    vendor:{vendor}[:submit] hash · calls:{vendor}:{kind} list
+    polls:{vendor}, deadlines zsets of ids by due time · tasks the same of RQ job ids · and those of calls.py
     raw:{id} hash of payloads · quarantine zset and quarantine:{id} hashes · parked zset of vendor:vendor's id
-    kept:quarantine, kept:parked hashes of their bytes · crowded_out hash · stream · lease:{…}, token:{vendor} strings
+    kept:quarantine, kept:parked hashes of their bytes · crowded_out hash · stream · lease:{…} strings
     channels events, events:{id}
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import msgspec
-from redis import Redis as SyncRedis
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ConstantBackoff
+from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
-from service.jobs.scripts import Line, script_text, unpack_body
+from service.jobs.scripts import script_text, unpack_body
 from service.model import Job, Status, Submission, first_id
 from service.settings import Settings
 
@@ -56,34 +50,6 @@ class Ordered(msgspec.Struct, frozen=True, kw_only=True):
         return self.submission.step is not None and not self.step_done
 
 
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """How a vendor is doing, by kind of call."""
-
-    unwell: dict[str, tuple[int, int]]  #: failures in a row, and until when it is left alone (ms)
-    calls: dict[str, int]  #: made within the window of the limit
-    in_line: int  #: jobs that wait for their turn to be sent
-
-
-def connect(settings: Settings) -> Redis:
-    """An asyncio client. Callers beyond the number of its connections wait for their turn."""
-    again = Retry(ConstantBackoff(0.05), 1)  # a connection that died while idle; every write here may be repeated
-    options = _options(settings) | {"max_connections": settings.redis_max_connections, "timeout": 10, "retry": again}
-    pool = BlockingConnectionPool.from_url(settings.redis_url, **options)
-    return Redis.from_pool(pool)
-
-
-def connect_sync(settings: Settings) -> SyncRedis:
-    """A client for callers without an event loop, and for RQ's own classes."""
-    return SyncRedis.from_url(settings.redis_url, **_options(settings))
-
-
-def _options(settings: Settings) -> dict[str, Any]:
-    options: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": 5, "health_check_interval": 30}
-    if settings.redis_url.startswith("rediss://") and not settings.redis_tls_verify:
-        options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
-    return options
-
-
 def _text(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode()
 
@@ -101,13 +67,10 @@ class Store:
         self.commit = redis.register_script(script_text("commit", settings))
         self._read: AsyncScript = redis.register_script(script_text("read", settings))
         self._claim: AsyncScript = redis.register_script(script_text("claim", settings))
-        self._vendor: AsyncScript = redis.register_script(script_text("vendor", settings))
         self._held: AsyncScript = redis.register_script(script_text("held", settings))
         self._sweep: AsyncScript = redis.register_script(script_text("sweep", settings))
         self._retire: AsyncScript = redis.register_script(script_text("retire", settings))
         self._unwatched: dict[str, str] = {}  #: index → where the rest of it begins
-        self._askers: dict[tuple[str, str, Line], int] = {}
-        self._asked: dict[tuple[str, str, Line], asyncio.Task[list[int]]] = {}
 
     def key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
@@ -286,75 +249,6 @@ class Store:
                 due = dict.fromkeys(ids, now_ms)
                 found += int(await self.redis.zadd(self.key("polls", vendor), due, nx=True) or 0)
         return found
-
-    # -- vendors: health, rates, tokens ---------------------------------------------------------------
-
-    async def vendor_well(self, vendor: str, kind: str = "read") -> None:
-        await self._vendor(args=["well", vendor, kind])
-
-    async def vendor_unwell(self, vendor: str, wait_ms: int = 0, kind: str = "read", age_ms: int = 0) -> float:
-        """Leave a vendor alone for a while: at least `wait_ms`, longer with every failure in a row.
-
-        `age_ms` is how long ago the call was made: calls that were under way together fail together, as one.
-
-        Returns:
-            Seconds until it is tried again.
-        """
-        return int(await self._vendor(args=["unwell", vendor, kind, wait_ms, age_ms])) / 1000
-
-    async def vendor_health(self, windows: Mapping[str, Mapping[str, float]]) -> dict[str, Health]:
-        """How vendors are doing, given the windows of their limits in seconds, by kind of call."""
-        pipeline = self.redis.pipeline(transaction=False)
-        for vendor, kinds in windows.items():
-            pipeline.zcard(self.key("turns", vendor))
-            for kind in ("read", "submit"):
-                pipeline.hmget(self._health(vendor, kind), ("failures", "retry_at"))
-            for kind in kinds:
-                pipeline.lrange(self.key("calls", vendor, kind), 0, -1)
-        told, now = iter(await pipeline.execute()), await self.now_ms()
-        return {
-            vendor: Health(
-                in_line=next(told),
-                unwell={kind: (int(n or 1), int(at)) for kind in ("read", "submit") for n, at in [next(told)] if at},
-                calls={kind: sum(now - int(at) <= 1000 * kinds[kind] for at in next(told)) for kind in kinds},
-            )
-            for vendor, kinds in windows.items()
-        }
-
-    def _health(self, vendor: str, kind: str) -> str:
-        return self.key("vendor", vendor) if kind == "read" else self.key("vendor", vendor, kind)
-
-    async def take_turn(self, vendor: str, kind: str, line: Line) -> float:
-        """Seconds to wait before a call may be made; 0 where the turn is taken by this very question.
-
-        Who asks the same in the same turn of the event loop asks together.
-        """
-        wanted = (vendor, kind, line)
-        self._askers[wanted] = number = self._askers.get(wanted, 0) + 1
-        if number == 1:
-            self._asked[wanted] = asyncio.create_task(self._take_turns(*wanted))
-        taken, wait = await asyncio.shield(self._asked[wanted])
-        return 0.0 if number <= taken else wait / 1000
-
-    async def _take_turns(self, vendor: str, kind: str, line: Line) -> list[int]:
-        number = self._askers.pop((vendor, kind, line))
-        return cast("list[int]", await self._vendor(args=["take", vendor, kind, line.requests, line.window, number]))
-
-    async def submit_turn(self, vendor: str, job_id: str, line: Line | None) -> float:
-        """The same for a job that is to be sent: in the order of the line, and not while its vendor is left alone."""
-        line = line or Line(0, 0)
-        return int(await self._vendor(args=["turn", vendor, "submit", line.requests, line.window, job_id])) / 1000
-
-    async def cached_token(self, vendor: str) -> str | None:
-        found = await self.redis.get(self.key("token", vendor))
-        return None if found is None else _text(found)
-
-    async def cache_token(self, vendor: str, token: str, seconds: int) -> None:
-        await self.redis.set(self.key("token", vendor), token, ex=max(1, seconds))
-
-    async def drop_token(self, vendor: str, token: str) -> None:
-        """Forget a token that the vendor refused, unless another process has replaced it already."""
-        await self._held(args=["drop", self.key("token", vendor), token])
 
     # -- leases --------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import redis as sync_redis
 from hypothesis import strategies as st
 
 from service.jobs import rules
-from service.jobs.store import connect, connect_sync
+from service.jobs.connection import connect, connect_sync
 from service.jobs.tracker import BATCH_BYTES, BATCH_FACTS, RAW_LIMIT, CommitFailed, Recorded
 from service.model import VERDICTS, Archive, Cost, Event, Job, Observation, Problem, Source, Status
 from tests.support.desk import (

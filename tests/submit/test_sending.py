@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from service.jobs import tasks
-from service.jobs.store import Store
+from service.jobs.calls import Calls
 from service.jobs.tokens import Tokens
 from service.model import Status
 from service.settings import Settings
@@ -248,16 +248,16 @@ Turn = Callable[..., Awaitable[float]]
 
 def before_the_mark(monkeypatch: pytest.MonkeyPatch, do: Callable[[], Awaitable[object]]) -> None:
     """Let something happen, once, between a job's turn and the mark that it is sent."""
-    turn: Turn = Store.submit_turn
+    turn: Turn = Calls.submit_turn
     todo = [do]
 
-    async def submit_turn(store: Store, *args: Any) -> float:
-        wait = await turn(store, *args)
+    async def submit_turn(calls: Calls, *args: Any) -> float:
+        wait = await turn(calls, *args)
         if todo:
             await todo.pop()()
         return wait
 
-    monkeypatch.setattr(Store, "submit_turn", submit_turn)
+    monkeypatch.setattr(Calls, "submit_turn", submit_turn)
 
 
 @pytest.mark.parametrize("vendor", VENDORS)

@@ -11,8 +11,9 @@ from typing import Any, Final, cast
 import msgspec
 from redis.asyncio import Redis
 
+from service.jobs.connection import connect
 from service.jobs.scripts import Ask
-from service.jobs.store import Store, connect
+from service.jobs.store import Store
 from service.jobs.tracker import Tracker
 from service.model import Cost, Event, Job, JobError, Observation, Output, Problem, Source, Status, Stored, new_id
 from service.settings import Settings

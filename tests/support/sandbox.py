@@ -13,8 +13,8 @@ import httpx
 import msgspec
 
 from service.deployment import rhythms
+from service.jobs.connection import connect, connect_sync
 from service.jobs.scripts import script_text
-from service.jobs.store import connect, connect_sync
 from service.jobs.tracker import How, Recorded, Tracker
 from service.model import Job, Observation, Output, Source, Status, new_id
 from service.settings import Account, Settings

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from service.deployment import rhythms
-from service.jobs.store import connect, connect_sync
+from service.jobs.connection import connect, connect_sync
 from service.jobs.tokens import SHARED, Tokens
 from service.jobs.tracker import How, Recorded, Tracker
 from service.model import Observation, Source, Status
