@@ -28,8 +28,13 @@ class Paced(FlowControl):
         self._waiting = False
 
     def hold(self, size: int, rate: int) -> None:
-        """Read nothing until so many bytes are paid for, at so many a second, behind what others have sent before."""
-        self._may_at = self._paid_at[rate] = max(self._paid_at.get(rate, 0.0), self._loop.time()) + size / rate
+        """Read nothing until so many bytes are paid for, at so many a second, behind what others have sent before.
+
+        These wait for two sips of it at most; what counts for more is paid by this connection alone.
+        """
+        shared = min(size, 2 * SIP)
+        self._paid_at[rate] = max(self._paid_at.get(rate, 0.0), self._loop.time()) + shared / rate
+        self._may_at = self._paid_at[rate] + (size - shared) / rate
         self.pause_reading()
 
     def resume_reading(self) -> None:

@@ -78,6 +78,7 @@ class Guarded(HttpToolsProtocol):
         self._begun = self.loop.time()
         self._received = self._chunk = 0
         self._beside = 0  #: bytes since the last piece of a body
+        self._announced = 0  #: bytes of the body, by its request
         self._body = self._taken = self._ignored = 0  #: what bodies count for: in this read, of a request, for nothing
         self._in_head = self._receiving = True
         self._last = False
@@ -114,6 +115,7 @@ class Guarded(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD or len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too long a head, or too many requests at once")  # a 400, and the end of the connection
+        self._announced = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         self._in_head = False
         super().on_headers_complete()
         if self._last:  # it is answered, with `connection: close`
@@ -128,6 +130,16 @@ class Guarded(HttpToolsProtocol):
         self._receiving = False
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._receiving and self._announced > MAX_IGNORED:
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Show at once that nothing more is answered here, or the connection would be taken for a good one."""
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+
     def _pace(self) -> None:
         """After each read that held some of a body."""
         unwanted = self._idle()
@@ -139,6 +151,7 @@ class Guarded(HttpToolsProtocol):
             return  # the application reads on
         self._ignored += self._body
         if self._ignored > MAX_IGNORED and self._receiving:  # a reset follows: a moment to read the answer before it
+            self._turn_away()
             self.loop.call_later(LINGER_SECONDS, self.transport.close)
         else:
             self.flow.resume_reading()

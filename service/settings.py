@@ -51,7 +51,9 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 #: What a key of the API may be for; `admin` may do everything.
-MAX_OBJECT: Final = 5 * 2**30  #: bytes that S3 takes in one request
+MAX_OBJECT: Final = 5000 * 2**20  #: bytes that S3, Google and Azure all take in one request
+#: What obstore would read, and a signed upload cannot say.
+_BUCKETS_OWN: Final = ("AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_KMS_KEY_ID", "AWS_SSE_CUSTOMER_KEY_BASE64")
 SCOPES: Final = frozenset({"submit", "read", "admin"})
 MIN_API_KEY: Final = 20  #: characters
 MIN_UNNAMED: Final = 32  #: the same, of a key without a name
@@ -154,6 +156,11 @@ def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = Non
         reader.problems.append(
             "JOB_RETENTION_DAYS is shorter than JOB_DEADLINE_SECONDS: jobs would be forgotten unheard"
         )
+    reader.problems += [
+        f"{name} goes with no upload: set it to nothing, and have the bucket do so by default"
+        for name in _BUCKETS_OWN
+        if reader.word(name)
+    ]
     if reader.problems:
         raise SettingsError(reader.problems)
     return Settings(**settings)  # type: ignore[arg-type]  # each value was made by the reader of its type

@@ -49,6 +49,7 @@ _PIECE_BYTES: Final = 2**19
 _RETRIES: Final[RetryConfig] = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 _PAUSES: Final = (0.5, 2.0)  #: before an upload's second try, and before its third
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+_PASSING_WORDS: Final = frozenset({"RequestTimeout", "OperationAborted"})  #: S3's, with other statuses
 #: Seconds. A large object may take its time between its last byte and the answer.
 _TIMEOUT: Final = httpx.Timeout(20, read=60)
 #: Of an object that is handed out from here; memory for each reader.
@@ -144,6 +145,7 @@ class Storage:
         """
         named = f'attachment; filename="{file_name(key)}"'
         headers = {"Content-Type": media_type, "Content-Disposition": named, "Content-Length": str(spool.tell())}
+        headers["Accept-Encoding"] = "identity"
         if isinstance(self._store, AzureStore):
             headers |= {"x-ms-blob-type": "BlockBlob", "x-ms-blob-content-disposition": named}
         async with httpx.AsyncClient(verify=_authorities(), timeout=_TIMEOUT) as http:
@@ -159,13 +161,14 @@ class Storage:
         """What a bucket has against an object; None once it has it."""
         try:
             answer = await http.put(await self._signed("PUT", key), content=pieces, headers=headers)
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             return NotStored(f"the storage cannot be reached: {type(error).__name__}")
         if answer.is_success:
             return None
         found = _CODE.search(answer.text)  # not more than its word: the rest may quote the URL
-        words = f"the storage answers {answer.status_code}{f' {found[1]}' if found else ''}"
-        return NotStored(words, passing=answer.status_code in _PASSING)
+        word = found[1] if found else ""
+        words = f"the storage answers {answer.status_code} {word}".rstrip()
+        return NotStored(words, passing=answer.status_code in _PASSING or word in _PASSING_WORDS)
 
     async def size(self, key: str) -> int | None:
         """Bytes of an object, or None where there is none."""

@@ -53,7 +53,7 @@ def _settings() -> str:
     fields = [field for field in msgspec.structs.fields(Settings) if field.name != "accounts"]
     rows = "\n".join(
         f"| `{name}` | {_default(field)} | {meanings[field.name]} |"
-        for name, field in zip(spy.asked, fields, strict=True)
+        for name, field in zip((name for name in spy.asked if not name.startswith("AWS_")), fields, strict=True)
     )
     vendors = "\n".join(_vendor(vendor) for vendor in VENDORS.values())
     return f"""{_MADE}# Settings
@@ -68,7 +68,8 @@ All are environment variables. Whatever is missing or wrong is said by name, all
 The Procfile takes three more: `HOST` (of `web`; all addresses), `PORT` (8000), and `WEB_CONCURRENCY`, how many web
 processes share the port (1). Credentials of the object storage have their provider's names: `AWS_ACCESS_KEY_ID`,
 `AWS_SECRET_ACCESS_KEY`, `AWS_REGION` and `AWS_ENDPOINT_URL`; `GOOGLE_APPLICATION_CREDENTIALS`;
-`AZURE_STORAGE_ACCOUNT_NAME` and `AZURE_STORAGE_ACCOUNT_KEY`.
+`AZURE_STORAGE_ACCOUNT_NAME` and `AZURE_STORAGE_ACCOUNT_KEY`. They have to be able to sign URLs. How objects are
+encrypted is the bucket's own default.
 
 ## Of each vendor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.files import Files, large, redirect, whole
+from tests.support.files import Files, large, redirect, stall, whole
 from tests.support.servers import Listener, listening_port
 from workers import outbound
 
@@ -307,3 +308,13 @@ async def test_connections_are_limited_and_given_back(files: Files) -> None:
             async with client.stream("GET", url):
                 _ = 1 / 0
         assert (await client.get(files.serve("/b", whole(b"fine")))).content == b"fine"
+
+
+async def test_an_answer_that_is_given_up_gives_its_connection_back(files: Files) -> None:
+    stalled, good = files.serve("/stalled", stall(b"film", 2)), files.serve("/good", whole(b"film"))
+    async with outbound.client(allow_private_networks=True, connections=1) as client:
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await client.get(stalled)
+        assert (await client.get(good)).content == b"film"

@@ -248,20 +248,20 @@ async def test_the_sweep_enqueues_again_what_should_have_moved_and_did_not(
     others = [rq_id(await succeeded(deployment)) for _ in range(2)] if others_wait else []
     fate(redis, job_id)
     due(redis, job_id)
-    assert await deployment.store.sweep(10) == 1
+    assert await deployment.store.sweep(10) == (1, False)
     assert line(redis) == [*others, rq_id(job_id)]
     assert written(redis, job_id)["fields"] == as_pushed
     assert redis.ttl(f"rq:job:{rq_id(job_id)}") == -1
     assert not redis.exists(f"{LINE}:intermediate")
     assert 55 < (patience(redis, job_id) or 0) <= tasks.PATIENCE
-    assert await deployment.store.sweep(10) == 0, "once"
+    assert await deployment.store.sweep(10) == (0, False), "once"
 
 
 async def test_the_sweep_leaves_in_line_what_is_still_in_line(deployment: Deployment, redis: Redis) -> None:
     jobs = [await succeeded(deployment) for _ in range(4)]
     before = line(redis)
     due(redis, *jobs)
-    assert await deployment.store.sweep(10) == 0
+    assert await deployment.store.sweep(10) == (0, False)
     assert line(redis) == before
     assert all(55 < (patience(redis, job_id) or 0) <= tasks.PATIENCE for job_id in jobs)
 
@@ -274,7 +274,7 @@ async def test_the_sweep_drops_what_is_done_or_has_no_job(deployment: Deployment
     for key in cast("list[bytes]", redis.keys("rq:*")):
         redis.delete(key)
     due(redis, stored, failed, overruled, "job_" + "0" * 24)
-    assert await deployment.store.sweep(10) == 0
+    assert await deployment.store.sweep(10) == (0, False)
     assert not redis.exists("callsheet:tasks")
     assert line(redis) == []
 
@@ -283,7 +283,7 @@ async def test_the_sweep_does_not_touch_what_is_due_later(deployment: Deployment
     job_id = await succeeded(deployment)
     forgotten(redis, job_id)
     before = redis.zscore("callsheet:tasks", rq_id(job_id))
-    assert await deployment.store.sweep(10) == 0
+    assert await deployment.store.sweep(10) == (0, False)
     assert redis.zscore("callsheet:tasks", rq_id(job_id)) == before
     assert line(redis) == []
 
@@ -293,7 +293,7 @@ async def test_a_sign_of_life_keeps_the_sweep_away(deployment: Deployment, redis
     begun(redis, job_id)
     due(redis, job_id)
     await deployment.store.alive(rq_id(job_id), 30)
-    assert await deployment.store.sweep(10) == 0
+    assert await deployment.store.sweep(10) == (0, False)
     assert 25 < (patience(redis, job_id) or 0) <= 30
 
 
@@ -312,7 +312,8 @@ async def test_the_sweep_takes_no_more_than_it_may_and_the_longest_due_first(
     for number, job_id in enumerate(jobs):
         forgotten(redis, job_id)
         redis.zadd("callsheet:tasks", {rq_id(job_id): 5 - number})
-    assert [await deployment.store.sweep(2) for _ in range(4)] == [2, 2, 1, 0]
+    sweeps = [await deployment.store.sweep(2) for _ in range(4)]
+    assert sweeps == [(2, True), (2, True), (1, False), (0, False)]
     assert line(redis) == [rq_id(job_id) for job_id in reversed(jobs)]
 
 

@@ -43,7 +43,7 @@ def test_what_is_not_said_has_a_default() -> None:
     assert (made.key_prefix, made.queue("archive")) == ("callsheet", "callsheet-archive")
     assert read(KEY_PREFIX="studio").queue("archive") == "studio-archive"
     assert (made.job_deadline, made.poll_grace, made.worker_concurrency) == (86_400, None, 32)
-    assert (made.max_callback_bytes, made.max_output_bytes) == (16 * 2**20, 5 * 2**30)
+    assert (made.max_callback_bytes, made.max_output_bytes) == (16 * 2**20, 5000 * 2**20)
     assert set(made.accounts) == set(VENDORS)
     for slug, account in made.accounts.items():
         assert account.base_url == VENDORS[slug].BASE_URL
@@ -140,7 +140,8 @@ UNUSABLE: Final = [
     ("JOB_DEADLINE_SECONDS", "-1"),
     ("JOB_DEADLINE_SECONDS", "1.5"),
     ("JOB_DEADLINE_SECONDS", str(2**60)),
-    ("MAX_OUTPUT_BYTES", str(5 * 2**30 + 1)),
+    ("MAX_OUTPUT_BYTES", str(5 * 2**30)),
+    ("AWS_SERVER_SIDE_ENCRYPTION", "aws:kms"),
     ("POLL_GRACE_SECONDS", "nan"),
     ("POLL_GRACE_SECONDS", "inf"),
     ("MAX_CALLBACK_BYTES", "16M"),

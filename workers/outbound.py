@@ -128,7 +128,11 @@ class _Client(httpx.AsyncClient):
     async def send(self, request: httpx.Request, *, stream: bool = False, **_: Any) -> httpx.Response:
         response = await self._guarded.handle_async_request(request)
         if not stream:
-            await response.aread()
+            try:
+                await response.aread()
+            except BaseException:  # a deadline too: or its connection would never come back
+                await response.aclose()
+                raise
         return response
 
 

@@ -223,11 +223,11 @@ class Poller:
 
     async def sweep(self) -> bool:
         """Enqueue again whatever should have moved and did not."""
-        pushed = await self._store.sweep(CLAIM)
+        pushed, more = await self._store.sweep(CLAIM)
         if pushed:
             metrics.swept.inc(pushed)
             _log.info("swept", tasks=pushed)
-        return pushed == CLAIM
+        return more
 
     async def retire(self) -> bool:
         """Forget jobs and payloads that have been kept for as long as the settings say."""

@@ -8,13 +8,15 @@ from redis import Redis as SyncRedis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError, ReadOnlyError, TimeoutError
 
 from service.settings import Settings
 
 
 def connect(settings: Settings) -> Redis:
     """An asyncio client. Callers beyond the number of its connections wait for their turn."""
-    again = Retry(ConstantBackoff(0.05), 1)  # a connection that died while idle; every write here may be repeated
+    # A connection that died while idle, or whose server is no longer the primary; every write here may be repeated.
+    again = Retry(ConstantBackoff(0.05), 1, supported_errors=(ConnectionError, TimeoutError, ReadOnlyError))
     options = _options(settings) | {"max_connections": settings.redis_max_connections, "timeout": 10, "retry": again}
     pool = BlockingConnectionPool.from_url(settings.redis_url, **options)
     return Redis.from_pool(pool)

@@ -230,9 +230,10 @@ class Store:
         found: dict[bytes, bytes] = (await pipeline.execute())[0]
         return {kind.decode(): int(count) for kind, count in found.items()}
 
-    async def sweep(self, limit: int) -> int:
-        """Enqueue again what should have moved and did not; how many that were."""
-        return int(await self._sweep(args=[limit]))
+    async def sweep(self, limit: int) -> tuple[int, bool]:
+        """Enqueue again what should have moved and did not; how many that were, and whether there may be more."""
+        pushed, seen = cast("list[int]", await self._sweep(args=[limit]))
+        return pushed, seen == limit
 
     async def watch(self, vendor: str, now_ms: int) -> int:
         """Make sure that live jobs of a vendor are looked at some time, others with each call; how many were not.

@@ -266,7 +266,8 @@ class _Batch:
 
     async def drain(self) -> None:
         while self._waiting or self._sending:
-            await asyncio.gather(*self._sending, return_exceptions=True)
+            if self._sending:
+                await asyncio.wait(self._sending)  # not gathered: who gives up waiting would cancel them
             await asyncio.sleep(0)
 
     async def _round_trip(self, batch: list[_Waiting]) -> None:

@@ -260,6 +260,19 @@ async def test_while_redis_does_not_answer_nobody_waits_for_those_before(
     assert await desk.tell(job_id, SUCCESS) in ("apply", "same")
 
 
+async def test_a_redis_that_is_no_longer_the_primary_is_looked_for_anew(desk: Desk) -> None:
+    job_id = await desk.track()
+    await desk.redis.replicaof("127.0.0.1", "1")
+    try:
+        before = (await desk.redis.info("stats"))["total_connections_received"]
+        with pytest.raises(sync_redis.ReadOnlyError):
+            await desk.tell(job_id, SUCCESS)
+        assert (await desk.redis.info("stats"))["total_connections_received"] > before
+    finally:
+        await desk.redis.replicaof("NO", "ONE")
+    assert await desk.tell(job_id, SUCCESS) == "apply"
+
+
 async def test_the_plain_form_does_what_the_asyncio_form_does(desk: Desk) -> None:
     facts: list[Said] = [
         (fact(Source.SUBMIT, Status.QUEUED, model="m", metadata={"order": 7}, cost=ESTIMATE), {"create": True}),

@@ -281,7 +281,7 @@ async def test_a_run_that_died_with_all_of_it_sent_is_not_waited_for(post: Post,
     await post.endpoints.drop(endpoint.id, claim.waiting[0])
     await post.redis.delete(f"rq:queue:{settings.queue(tasks.NOTIFY)}")  # it had taken its task from there
     await post.time_passes(endpoint, notify.LEASE_MS)
-    assert await post.deployment.store.sweep(100) == 0
+    assert await post.deployment.store.sweep(100) == (0, False)
     await post.job("job.submitted")
     async with working(settings):
         await post.nothing_waits(endpoint)

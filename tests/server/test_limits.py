@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import httpx
 import pytest
 
 from service.server import MAX_BYTES_PER_SECOND, UNPACED_BYTES
@@ -96,6 +97,14 @@ def test_who_is_answered_already_is_not_listened_to_for_long(web: Web) -> None:
     assert web.timeline(web.api.get("/v1/jobs").json()["data"][0]["id"])[-1]["problem"] == "too_large"
 
 
+def test_a_connection_on_which_too_much_was_sent_is_not_taken_for_a_good_one(web: Web) -> None:
+    path, _ = callback(web)
+    with httpx.Client(base_url=f"http://127.0.0.1:{web.port}", trust_env=False) as http:
+        for _ in range(5):
+            assert http.post(f"{path}forged", content=b" " * 2**21).status_code == 404
+            assert http.post(f"{path}forged", content=b"little").status_code == 404
+
+
 def test_large_bodies_are_taken_at_one_pace_for_all(web: Web) -> None:
     path, body = callback(web)
     size, senders = 4 * 2**20, 4
@@ -124,6 +133,19 @@ def test_bodies_in_chunks_of_one_byte_are_read_and_keep_nobody_waiting(web: Web)
             return time.monotonic() - began
 
     assert min(waited() for _ in range(5)) < 0.3
+
+
+def test_those_who_send_crumbs_and_go_leave_nothing_to_be_paid_by_others(web: Web) -> None:
+    path, body = callback(web)
+    crumbs = request("POST", f"{path}forged", "transfer-encoding: chunked") + b"1\r\n \r\n" * 2700
+    for _ in range(100):  # each counts for a twelfth of a second
+        with Wire(web.port) as wire:
+            wire.send(crumbs)
+    began = time.monotonic()
+    answer = ask(web.port, head(path, 200_000) + body.ljust(200_000), LONG)
+    assert answer
+    assert answer.status == 200
+    assert time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize("stopped", [False, True])

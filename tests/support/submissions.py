@@ -92,7 +92,8 @@ class Crew:
         self._desk.end_leases()
         self._desk.make_due("tasks")
         self.let_try_again()
-        await self.poller.sweep()
+        while await self.poller.sweep():
+            pass
         outcomes = [await self.submitter.send(job_id) for job_id in self.queued()]
         for vendor in VENDORS:
             self._desk.make_due("polls", vendor)

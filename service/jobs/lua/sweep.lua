@@ -1,6 +1,6 @@
 #!lua
 -- Enqueues again whatever should have moved and did not: tasks that RQ lost, whose worker died, or whose retry is due.
--- ARGV: limit → number enqueued. A task that is still waiting in its queue's line is left there: RQ's queues are first in, first
+-- ARGV: limit → number enqueued, and number looked at. A task that is still waiting in its queue's line is left there: RQ's queues are first in, first
 -- out, so one that was enqueued after the head of the queue has not been taken yet.
 
 local heads = {} -- queue → when the task at its head was enqueued; false where there is none
@@ -20,8 +20,8 @@ local function needed(name, id)
   return order and (status == '"pending"' or status == '"unconfirmed"')
 end
 
-local pushed = 0
-for _, rq_id in ipairs(redis.call('ZRANGE', key('tasks'), '-inf', NOW, 'BYSCORE', 'LIMIT', 0, ARGV[1])) do
+local due, pushed = redis.call('ZRANGE', key('tasks'), '-inf', NOW, 'BYSCORE', 'LIMIT', 0, ARGV[1]), 0
+for _, rq_id in ipairs(due) do
   local name, id = rq_id:match('^(%l+)%-(.+)$')
   if not (TASKS[name] and needed(name, id)) then
     redis.call('ZREM', key('tasks'), rq_id)
@@ -43,4 +43,4 @@ end
 for _, task in pairs(TASKS) do -- executions whose worker is gone
   redis.call('ZREMRANGEBYSCORE', 'rq:wip:' .. task.queue, '-inf', '(' .. math.floor(NOW / 1000))
 end
-return pushed
+return {pushed, #due}

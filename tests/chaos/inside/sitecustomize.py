@@ -67,8 +67,8 @@ def _wrong_clock(seconds: float) -> None:
 def _without_sweeper(_: float = 0.0) -> None:
     from service.jobs.store import Store
 
-    async def sweep(self: Store, limit: int) -> int:
-        return 0
+    async def sweep(self: Store, limit: int) -> tuple[int, bool]:
+        return 0, False
 
     Store.sweep = sweep  # type: ignore[method-assign]
 
