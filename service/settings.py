@@ -159,7 +159,7 @@ def load(vendors: Iterable[VendorNeeds], environ: Mapping[str, str] | None = Non
     reader.problems += [
         f"{name} goes with no upload: set it to nothing, and have the bucket do so by default"
         for name in _BUCKETS_OWN
-        if reader.word(name)
+        if reader.word(name) and str(settings["storage_url"]).startswith("s3:")
     ]
     if reader.problems:
         raise SettingsError(reader.problems)
