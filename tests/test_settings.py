@@ -97,6 +97,13 @@ def test_what_a_deployment_has_to_say_is_missed_by_name(name: str, value: str | 
     assert problem.startswith(f"{name} is missing: set it to ")
 
 
+def test_what_no_upload_to_s3_can_say_is_refused_there_and_nowhere_else() -> None:
+    [problem] = problems(AWS_SERVER_SIDE_ENCRYPTION="aws:kms", STORAGE_URL="s3://bucket")
+    assert problem.startswith("AWS_SERVER_SIDE_ENCRYPTION goes with no upload: set it to nothing")
+    for elsewhere in ("gs://bucket", "file:///srv/outputs"):
+        assert read(AWS_SERVER_SIDE_ENCRYPTION="aws:kms", STORAGE_URL=elsewhere).storage_url == elsewhere
+
+
 def test_every_problem_is_reported_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         load(
@@ -141,7 +148,6 @@ UNUSABLE: Final = [
     ("JOB_DEADLINE_SECONDS", "1.5"),
     ("JOB_DEADLINE_SECONDS", str(2**60)),
     ("MAX_OUTPUT_BYTES", str(5 * 2**30)),
-    ("AWS_SERVER_SIDE_ENCRYPTION", "aws:kms"),
     ("POLL_GRACE_SECONDS", "nan"),
     ("POLL_GRACE_SECONDS", "inf"),
     ("MAX_CALLBACK_BYTES", "16M"),
